@@ -3,9 +3,10 @@
  *     static Suite *rows_suite(void) { ... }
  *     WF_CHECK_MAIN(rows_suite)
  *
- * Prints a line per failed test, returns 0 when all passed and 1 otherwise. Each test runs in a child process of
- * its own; CK_FORK=no in the environment keeps all in one process (for debuggers and valgrind), CK_RUN_CASE and
- * CK_RUN_SUITE choose some. Check's own limit of 4 s a test is raised: ctest has the limit that counts.
+ * Prints a line per failed test, returns 0 when all passed and 1 otherwise. Each test runs in a child process
+ * of its own; CK_FORK=no in the environment keeps all in one process (for debuggers and valgrind),
+ * CK_RUN_CASE and CK_RUN_SUITE choose some. Check's own limit of 4 s a test is raised: ctest has the limit
+ * that counts.
  */
 #ifndef WF_TESTS_CHECK_MAIN_H
 #define WF_TESTS_CHECK_MAIN_H
@@ -23,7 +24,9 @@ static inline int wf_check_main(Suite *(*make)(void)) {
   return failed == 0 && ran > 0 ? 0 : 1;
 }
 
-#define WF_CHECK_MAIN(suite_fn)                                                                               \
-  int main(void) { return wf_check_main(suite_fn); }
+#define WF_CHECK_MAIN(suite_fn)     \
+  int main(void) {                  \
+    return wf_check_main(suite_fn); \
+  }
 
 #endif
