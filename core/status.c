@@ -28,14 +28,15 @@ wf_status wf_frame_at(const char *file, int line, const char *func, wf_status co
 }
 
 wf_status wf_context(wf_status code, const char *fmt, ...) {
-  char text[MESSAGE];
+  char text[2 * MESSAGE + 8]; /* room for both, cut to one message below */
   va_list ap;
   va_start(ap, fmt);
-  int n = vsnprintf(text, sizeof text, fmt, ap);
+  vsnprintf(text, MESSAGE, fmt, ap);
   va_end(ap);
-  if (n < 0) n = 0;
-  if (n < MESSAGE) snprintf(text + n, (size_t)(MESSAGE - n), ": %s", err.message);
-  memcpy(err.message, text, sizeof text);
+  const size_t n = strlen(text);
+  snprintf(text + n, sizeof text - n, ": %s", err.message);
+  text[MESSAGE - 1] = '\0';
+  memcpy(err.message, text, MESSAGE);
   return code;
 }
 
