@@ -31,7 +31,7 @@ die() {
 phase() {
   local text=$1 start=$SECONDS status=0
   shift
-  printf '%-46s' "$text"
+  printf '%-45s ' "$text"
   "$@" >"$LOG" 2>&1 || status=$?
   if [ $status -ne 0 ]; then
     say "failed"
@@ -69,7 +69,7 @@ install() {
   [ "$(root_prefix)" != no ] || die "$REASON" \
     "there is no apt here, or neither root nor sudo; install them by hand or load their modules"
   local start=$SECONDS
-  printf '%-46s' "installing $*"
+  printf '%-45s ' "installing $*"
   if ! apt_install "$@" >"$LOG" 2>&1; then
     say "failed"
     tail -n 20 "$LOG" >&2
@@ -115,7 +115,7 @@ prepare_build() {
       die "configuring failed after the installation" "the whole output is in $LOG"
     }
   fi
-  printf '%-46s%4d s\n' "configuring" $((SECONDS - start))
+  printf '%-45s %4d s\n' "configuring" $((SECONDS - start))
 }
 
 # Optional libraries that tests exercise: without them those tests are left out, so their absence is no error.
