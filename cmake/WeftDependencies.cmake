@@ -24,7 +24,7 @@ if(NOT WEFT_TESTS STREQUAL "OFF")
   if(WEFT_TESTS STREQUAL "ON")
     set(optional)
   endif()
-  weft_find(check ${optional} HEADER check.h LIBRARIES check_pic check ALSO subunit rt PKG check
+  weft_find(check ${optional} HEADER check.h LIBRARIES check_pic check ALSO subunit rt m PKG check
     PACKAGE check PURPOSE "the tests")
 endif()
 
