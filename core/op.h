@@ -1,0 +1,155 @@
+/* op: one differentiable function of tensors, described once.
+ *
+ * A description holds the shape rule, the gradient, a kernel for each device, costs and samples. Dispatch
+ * (wf_op_apply) reads: validate, infer, allocate, run, record. The gradient of an op is written in terms of other ops
+ * run into given tensors (wf_op_run), so it works on every device and knows nothing of the tape.
+ *
+ * Core's ops are listed in core/ops.def; upper folders and users add theirs with wf_op_register(). Tests, gradcheck,
+ * CPU-against-CUDA comparison, bench and the op table of the docs iterate both.
+ *
+ * CPU kernels. A file under core/ops/ is compiled once as description and again for every pair of real type
+ * (float, double) and instruction set, see core/op_def.h. Other code gives one plain function for each real type.
+ */
+#ifndef WF_CORE_OP_H
+#define WF_CORE_OP_H
+
+#include "core/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { WF_MAX_IN = 16, WF_MAX_OUT = 8, WF_MAX_ATTR = 256 };
+
+typedef struct wf_op wf_op;
+
+/* What a kernel sees. Inputs that an op declares optional may be NULL. */
+typedef struct wf_call {
+  wf_ctx *ctx;
+  const wf_op *op;
+  const void *attr;
+  int n_in, n_out;
+  wf_tensor *const *in;
+  wf_tensor *const *out;
+  uint32_t add; /* bit i: add to out[i] instead of overwriting it (only where op->adds allows) */
+} wf_call;
+
+/* Shape and dtype of an output, filled by infer; outputs are made contiguous. */
+typedef struct wf_desc {
+  wf_dtype dtype;
+  int ndim;
+  int64_t shape[WF_MAX_DIMS];
+} wf_desc;
+
+/* What a gradient sees: fill din[i] for each non-NULL one. */
+typedef struct wf_vjp {
+  wf_ctx *ctx;
+  const wf_op *op;
+  const void *attr;
+  int n_in, n_out;
+  wf_tensor *const *in;   /* only those in op->save_in, with data; others have shape and dtype but no storage */
+  wf_tensor *const *out;  /* only those in op->save_out, likewise */
+  wf_tensor *const *dout; /* gradients of the outputs; NULL where none arrived */
+  wf_tensor *const *din;  /* destinations; NULL where none is wanted */
+  uint32_t add;           /* bit i: add to din[i] (only where op->vjp_adds allows; the engine sees to the rest) */
+} wf_vjp;
+
+typedef wf_status (*wf_cpu_fn)(const wf_call *call);
+
+/* One kernel's entry points by real type and instruction set. */
+typedef struct wf_cpu_kernel {
+  wf_cpu_fn f32[WF_N_ISA], f64[WF_N_ISA];
+} wf_cpu_kernel;
+
+/* Makes inputs for one trial of the op: fill in[] and attr. Values must be generic (no ties, no kinks near). */
+typedef struct wf_sample {
+  wf_ctx *ctx;
+  wf_dtype real; /* WF_F32 or WF_F64 */
+  int index;     /* 0 .. op->n_samples - 1 */
+  int n_in;
+  wf_tensor *in[WF_MAX_IN];
+  _Alignas(16) char attr[WF_MAX_ATTR];
+  uint32_t wrt; /* bit i: gradcheck input i (default: every real input) */
+  uint64_t seed;
+} wf_sample;
+
+enum {
+  WF_OP_BROADCAST = 1,   /* vjp yields gradients in the output's shape; the engine sums them to the input's */
+  WF_OP_VIEW = 2,        /* out[0] shares in[0]'s storage: `view` instead of kernels */
+  WF_OP_JOINED_OUT = 4,  /* outputs are column slices of one buffer, and their gradients are laid out likewise */
+  WF_OP_INPLACE = 8,     /* out[0] is in[0], written in place; they are one variable */
+  WF_OP_RANDOM = 16      /* draws random numbers (core/rng.h) from its attr */
+};
+
+struct wf_op {
+  const char *name;
+  int min_in, max_in, n_out; /* n_out < 0: infer says, up to WF_MAX_OUT */
+  size_t attr_size;
+  unsigned flags;
+  uint32_t optional; /* bit i: in[i] may be NULL */
+  uint32_t strided;  /* bit i: in[i] may have any strides; otherwise it is made contiguous (a counted copy) */
+  uint32_t rowmajor; /* bit i: in[i] needs unit stride in its last dimension only; other strides are free */
+  uint32_t adds;     /* bit i: the kernel can add to out[i] */
+  uint32_t save_in, save_out; /* bits: what vjp reads */
+  uint32_t vjp_adds;          /* bit i: vjp can add to din[i] */
+  uint32_t nograd_in, nograd_out; /* bits: inputs / outputs that never carry a gradient (ids, tables, statistics) */
+
+  wf_status (*infer)(const wf_call *call, wf_desc *out, int *n_out); /* validates too */
+  wf_tensor *(*view)(const wf_call *call);
+  wf_status (*vjp)(const wf_vjp *g);
+  /* Optional: the gradient of in[i] as a view of dout, without any copy; NULL when this case has none. */
+  wf_tensor *(*vjp_alias)(const wf_vjp *g, int i);
+  const char *nondiff; /* why there is no vjp; WF_NONDIFF("...") */
+
+  const wf_cpu_kernel *cpu;
+  wf_cpu_fn cuda; /* WF_CUDA_FN(name) */
+
+  void (*cost)(const wf_call *call, double *flops, double *bytes); /* of the kernel; NULL: bytes of in + out */
+  wf_status (*sample)(wf_sample *s);
+  int n_samples;
+};
+
+#define WF_NONDIFF(why) .vjp = NULL, .nondiff = (why)
+
+/* Apply: allocate outputs, run, record on the context's tape. out[] receives n_out tensors of the current scope
+ * (poison on failure). Returns out[0]. */
+wf_tensor *wf_op_apply(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, const void *attr,
+                       wf_tensor **out);
+
+/* Run into given outputs, never recorded. `add` as in wf_call. Inputs are made contiguous as the op asks. */
+wf_status wf_op_run(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, const void *attr, int n_out,
+                    wf_tensor *const *out, uint32_t add);
+
+/* Tensors with the shapes of `like` that are column slices of one new buffer [rows, sum of widths]. */
+wf_status wf_op_alloc_joined(wf_ctx *c, int n, wf_tensor *const *like, wf_tensor **out);
+
+/* ---- registry ---- */
+wf_status wf_op_register(const wf_op *op); /* names are unique; the description outlives the program's use */
+const wf_op *wf_op_find(const char *name);
+int wf_op_count(void);
+const wf_op *wf_op_at(int i);
+
+/* ---- what autograd plugs in (core knows nothing else of it) ---- */
+typedef struct wf_recorder {
+  void *self;
+  /* Called after a successful apply. Sets var on outputs where needed. */
+  wf_status (*record)(void *self, const wf_call *call);
+} wf_recorder;
+wf_recorder wf_ctx_set_recorder(wf_ctx *c, wf_recorder r); /* returns the earlier one; {NULL} pauses recording */
+wf_recorder wf_ctx_recorder(const wf_ctx *c);
+
+/* ---- profile: time, calls, flops and bytes by op ---- */
+typedef struct wf_op_profile {
+  const wf_op *op;
+  int64_t calls;
+  double seconds, flops, bytes;
+} wf_op_profile;
+void wf_ctx_profile(wf_ctx *c, bool on);
+int wf_ctx_profile_read(const wf_ctx *c, wf_op_profile *out, int max); /* largest time first */
+int64_t wf_ctx_copies(const wf_ctx *c); /* copies dispatch had to make for strides */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
