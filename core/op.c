@@ -9,10 +9,6 @@
 
 /* ---- registry ---- */
 
-#define WF_OP(name) extern const wf_op wf_op_##name;
-#include "core/ops.def"
-#undef WF_OP
-
 static const wf_op *const core_ops[] = {
 #define WF_OP(name) &wf_op_##name,
 #include "core/ops.def"

@@ -73,6 +73,11 @@ typedef struct wf_sample {
   uint64_t seed;
 } wf_sample;
 
+/* Uniform in [-1.5, 1.5); in [lo, hi); i32 ids in 0 .. below-1. The same numbers for both real types. */
+wf_tensor *wf_sample_real(wf_sample *s, int ndim, const int64_t *shape);
+wf_tensor *wf_sample_range(wf_sample *s, int ndim, const int64_t *shape, double lo, double hi);
+wf_tensor *wf_sample_ids(wf_sample *s, int ndim, const int64_t *shape, int64_t below);
+
 enum {
   WF_OP_BROADCAST = 1,   /* vjp yields gradients in the output's shape; the engine sums them to the input's */
   WF_OP_VIEW = 2,        /* out[0] shares in[0]'s storage: `view` instead of kernels */
@@ -122,6 +127,11 @@ wf_status wf_op_run(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, 
 
 /* Tensors with the shapes of `like` that are column slices of one new buffer [rows, sum of widths]. */
 wf_status wf_op_alloc_joined(wf_ctx *c, int n, wf_tensor *const *like, wf_tensor **out);
+
+/* ---- core's own descriptions: wf_op_<name> ---- */
+#define WF_OP(name) extern const wf_op wf_op_##name;
+#include "core/ops.def"
+#undef WF_OP
 
 /* ---- registry ---- */
 wf_status wf_op_register(const wf_op *op); /* names are unique; the description outlives the program's use */
