@@ -1,7 +1,7 @@
 /* Devices: the CPU here, CUDA in cuda_device.cu, and the caching allocator over both.
  *
- * Blocks are cached by size class, eight classes to each power of two, so at most an eighth is wasted and a step that
- * asks for the same sizes gets the same blocks.
+ * Blocks are cached by size class, eight classes to each power of two, so at most an eighth is wasted and a
+ * step that asks for the same sizes gets the same blocks.
  */
 #include "core/device_impl.h"
 #include "core/memory.h"
@@ -58,8 +58,10 @@ void wf_device_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
   wf_mem_count(tag, -(int64_t)whole);
   pthread_mutex_lock(&dev->lock);
   wf_cached *cell = dev->spare;
-  if (cell) dev->spare = cell->next;
-  else cell = malloc(sizeof *cell);
+  if (cell)
+    dev->spare = cell->next;
+  else
+    cell = malloc(sizeof *cell);
   if (cell) {
     cell->p = p;
     cell->next = dev->cache[c];
@@ -114,13 +116,14 @@ static wf_status cpu_sync(wf_device *dev) {
 static void cpu_close(wf_device *dev) {
   (void)dev;
 }
-static const wf_device_vtable cpu_vtable = {cpu_alloc, cpu_free, cpu_copy, cpu_copy, cpu_zero, cpu_sync, cpu_close};
+static const wf_device_vtable cpu_vtable = {cpu_alloc, cpu_free, cpu_copy, cpu_copy,
+                                            cpu_zero,  cpu_sync, cpu_close};
 
 static wf_isa best_isa(void) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-            __builtin_cpu_supports("bmi2");
+  bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+            __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
             __builtin_cpu_supports("avx512vl");
@@ -172,7 +175,8 @@ wf_status wf_device_open(wf_device_type type, int index, wf_device **out) {
   wf_status s;
   if (type == WF_CPU) s = cpu_open(dev);
 #ifdef WEFT_CUDA
-  else s = wf_cuda_device_open(index, dev);
+  else
+    s = wf_cuda_device_open(index, dev);
 #else
   else
     s = wf_hint(WF_FAIL(WF_EUNSUPPORTED, "this Weft was built without CUDA"),

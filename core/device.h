@@ -1,8 +1,8 @@
 /* device: where storage lives and kernels run, chosen once and passed everywhere.
  *
- * Two kinds: the CPU, with its instruction-set level and threads, and a CUDA GPU, whose runtime is touched only when
- * one is opened. Each device has a caching allocator, so that a step's addresses repeat and no step after the first
- * asks the system for memory.
+ * Two kinds: the CPU, with its instruction-set level and threads, and a CUDA GPU, whose runtime is touched
+ * only when one is opened. Each device has a caching allocator, so that a step's addresses repeat and no step
+ * after the first asks the system for memory.
  */
 #ifndef WF_CORE_DEVICE_H
 #define WF_CORE_DEVICE_H
@@ -23,9 +23,9 @@ typedef enum wf_isa { WF_ISA_BASE, WF_ISA_V3, WF_ISA_V4, WF_N_ISA } wf_isa;
 
 typedef struct wf_device wf_device;
 
-/* Open a device; `index` counts GPUs and is 0 for the CPU. The instruction set is the best the machine has, or
- * WEFT_ISA (v2, v3, v4) when set lower. Errors: WF_EUNSUPPORTED with a hint when this build or machine has none.
- * The caller closes it after everything that lives on it. */
+/* Open a device; `index` counts GPUs and is 0 for the CPU. The instruction set is the best the machine has,
+ * or WEFT_ISA (v2, v3, v4) when set lower. Errors: WF_EUNSUPPORTED with a hint when this build or machine has
+ * none. The caller closes it after everything that lives on it. */
 wf_status wf_device_open(wf_device_type type, int index, wf_device **out);
 void wf_device_close(wf_device *dev);
 

@@ -34,7 +34,8 @@ static int tag_index(const char *tag) {
 
 static void raise_peak(_Atomic int64_t *peak, int64_t now) {
   int64_t seen = atomic_load_explicit(peak, memory_order_relaxed);
-  while (now > seen && !atomic_compare_exchange_weak(peak, &seen, now)) {}
+  while (now > seen && !atomic_compare_exchange_weak(peak, &seen, now)) {
+  }
 }
 
 static void count_bytes(int tag, int64_t bytes) {

@@ -1,8 +1,8 @@
 /* memory: every allocation Weft makes on the host, by tag.
  *
- * A tag is a string literal naming what the bytes are for ("activation", "parameter", "config"). Bytes now and at
- * the peak are kept by tag for the memory report and for out-of-memory messages. Device storage (core/device.h)
- * reports to the same table. Thread-safe.
+ * A tag is a string literal naming what the bytes are for ("activation", "parameter", "config"). Bytes now
+ * and at the peak are kept by tag for the memory report and for out-of-memory messages. Device storage
+ * (core/device.h) reports to the same table. Thread-safe.
  */
 #ifndef WF_CORE_MEMORY_H
 #define WF_CORE_MEMORY_H
@@ -24,14 +24,14 @@ char *wf_strdup(const char *tag, const char *s);
 char *wf_strndup(const char *tag, const char *s, size_t n);
 
 /* Allocate or return WF_ENOMEM upward. */
-#define WF_ALLOC(ptr, tag, bytes)                                                                             \
-  do {                                                                                                        \
-    if (!((ptr) = wf_alloc((tag), (bytes)))) return wf_frame_at(__FILE__, __LINE__, __func__, WF_ENOMEM);     \
+#define WF_ALLOC(ptr, tag, bytes)                                                                         \
+  do {                                                                                                    \
+    if (!((ptr) = wf_alloc((tag), (bytes)))) return wf_frame_at(__FILE__, __LINE__, __func__, WF_ENOMEM); \
   } while (0)
-#define WF_CALLOC(ptr, tag, count)                                                                            \
-  do {                                                                                                        \
-    if (!((ptr) = wf_calloc((tag), (size_t)(count), sizeof *(ptr))))                                          \
-      return wf_frame_at(__FILE__, __LINE__, __func__, WF_ENOMEM);                                            \
+#define WF_CALLOC(ptr, tag, count)                                   \
+  do {                                                               \
+    if (!((ptr) = wf_calloc((tag), (size_t)(count), sizeof *(ptr)))) \
+      return wf_frame_at(__FILE__, __LINE__, __func__, WF_ENOMEM);   \
   } while (0)
 
 /* Make room for one more element of a growing array (doubling). */

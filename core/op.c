@@ -56,7 +56,8 @@ void wf_ctx_profile(wf_ctx *c, bool on) {
 
 static void add_profile(wf_ctx *c, const wf_call *call, double seconds) {
   double flops = 0, bytes = 0;
-  if (call->op->cost) call->op->cost(call, &flops, &bytes);
+  if (call->op->cost)
+    call->op->cost(call, &flops, &bytes);
   else {
     for (int i = 0; i < call->n_in; i++)
       if (call->in[i]) bytes += (double)wf_numel(call->in[i]) * (double)wf_dtype_size(call->in[i]->dtype);
@@ -66,7 +67,8 @@ static void add_profile(wf_ctx *c, const wf_call *call, double seconds) {
   int i = 0;
   while (i < c->n_profile && c->profile[i].op != call->op) i++;
   if (i == c->n_profile) {
-    if (wf_grow("profile", (void **)&c->profile, sizeof *c->profile, (size_t)i, &c->cap_profile) != WF_OK) return;
+    if (wf_grow("profile", (void **)&c->profile, sizeof *c->profile, (size_t)i, &c->cap_profile) != WF_OK)
+      return;
     c->profile[c->n_profile++] = (wf_op_profile){.op = call->op};
   }
   wf_op_profile *p = &c->profile[i];
@@ -126,7 +128,8 @@ static wf_status run_kernel(const wf_call *call) {
   const wf_op *op = call->op;
   wf_ctx *c = call->ctx;
   wf_cpu_fn fn = NULL;
-  if (wf_device_kind(c->dev) == WF_CUDA) fn = op->cuda;
+  if (wf_device_kind(c->dev) == WF_CUDA)
+    fn = op->cuda;
   else if (op->cpu) {
     bool f64 = false;
     for (int i = 0; i < call->n_in; i++) f64 |= call->in[i] && call->in[i]->dtype == WF_F64;
@@ -145,9 +148,11 @@ static wf_status run_kernel(const wf_call *call) {
 
 static wf_status check_inputs(const wf_op *op, int n_in, wf_tensor *const *in) {
   if (n_in < op->min_in || n_in > op->max_in)
-    return WF_FAIL(WF_EINVAL, "op '%s' takes %d to %d inputs, not %d", op->name, op->min_in, op->max_in, n_in);
+    return WF_FAIL(WF_EINVAL, "op '%s' takes %d to %d inputs, not %d", op->name, op->min_in, op->max_in,
+                   n_in);
   for (int i = 0; i < n_in; i++)
-    if (!in[i] && !(op->optional >> i & 1)) return WF_FAIL(WF_EINVAL, "input %d of op '%s' is missing", i, op->name);
+    if (!in[i] && !(op->optional >> i & 1))
+      return WF_FAIL(WF_EINVAL, "input %d of op '%s' is missing", i, op->name);
   return WF_OK;
 }
 

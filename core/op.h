@@ -1,14 +1,15 @@
 /* op: one differentiable function of tensors, described once.
  *
  * A description holds the shape rule, the gradient, a kernel for each device, costs and samples. Dispatch
- * (wf_op_apply) reads: validate, infer, allocate, run, record. The gradient of an op is written in terms of other ops
- * run into given tensors (wf_op_run), so it works on every device and knows nothing of the tape.
+ * (wf_op_apply) reads: validate, infer, allocate, run, record. The gradient of an op is written in terms of
+ * other ops run into given tensors (wf_op_run), so it works on every device and knows nothing of the tape.
  *
- * Core's ops are listed in core/ops.def; upper folders and users add theirs with wf_op_register(). Tests, gradcheck,
- * CPU-against-CUDA comparison, bench and the op table of the docs iterate both.
+ * Core's ops are listed in core/ops.def; upper folders and users add theirs with wf_op_register(). Tests,
+ * gradcheck, CPU-against-CUDA comparison, bench and the op table of the docs iterate both.
  *
  * CPU kernels. A file under core/ops/ is compiled once as description and again for every pair of real type
- * (float, double) and instruction set, see core/op_def.h. Other code gives one plain function for each real type.
+ * (float, double) and instruction set, see core/op_def.h. Other code gives one plain function for each real
+ * type.
  */
 #ifndef WF_CORE_OP_H
 #define WF_CORE_OP_H
@@ -47,11 +48,11 @@ typedef struct wf_vjp {
   const wf_op *op;
   const void *attr;
   int n_in, n_out;
-  wf_tensor *const *in;   /* only those in op->save_in, with data; others have shape and dtype but no storage */
+  wf_tensor *const *in; /* only those in op->save_in, with data; others have shape and dtype but no storage */
   wf_tensor *const *out;  /* only those in op->save_out, likewise */
   wf_tensor *const *dout; /* gradients of the outputs; NULL where none arrived */
   wf_tensor *const *din;  /* destinations; NULL where none is wanted */
-  uint32_t add;           /* bit i: add to din[i] (only where op->vjp_adds allows; the engine sees to the rest) */
+  uint32_t add; /* bit i: add to din[i] (only where op->vjp_adds allows; the engine sees to the rest) */
 } wf_vjp;
 
 typedef wf_status (*wf_cpu_fn)(const wf_call *call);
@@ -61,7 +62,8 @@ typedef struct wf_cpu_kernel {
   wf_cpu_fn f32[WF_N_ISA], f64[WF_N_ISA];
 } wf_cpu_kernel;
 
-/* Makes inputs for one trial of the op: fill in[] and attr. Values must be generic (no ties, no kinks near). */
+/* Makes inputs for one trial of the op: fill in[] and attr. Values must be generic (no ties, no kinks near).
+ */
 typedef struct wf_sample {
   wf_ctx *ctx;
   wf_dtype real; /* WF_F32 or WF_F64 */
@@ -79,11 +81,12 @@ wf_tensor *wf_sample_range(wf_sample *s, int ndim, const int64_t *shape, double 
 wf_tensor *wf_sample_ids(wf_sample *s, int ndim, const int64_t *shape, int64_t below);
 
 enum {
-  WF_OP_BROADCAST = 1,   /* vjp yields gradients in the output's shape; the engine sums them to the input's */
-  WF_OP_VIEW = 2,        /* out[0] shares in[0]'s storage: `view` instead of kernels */
-  WF_OP_JOINED_OUT = 4,  /* outputs are column slices of one buffer, and their gradients are laid out likewise */
-  WF_OP_INPLACE = 8,     /* out[0] is in[0], written in place; they are one variable */
-  WF_OP_RANDOM = 16      /* draws random numbers (core/rng.h) from its attr */
+  WF_OP_BROADCAST = 1, /* vjp yields gradients in the output's shape; the engine sums them to the input's */
+  WF_OP_VIEW = 2,      /* out[0] shares in[0]'s storage: `view` instead of kernels */
+  WF_OP_JOINED_OUT =
+      4,             /* outputs are column slices of one buffer, and their gradients are laid out likewise */
+  WF_OP_INPLACE = 8, /* out[0] is in[0], written in place; they are one variable */
+  WF_OP_RANDOM = 16  /* draws random numbers (core/rng.h) from its attr */
 };
 
 struct wf_op {
@@ -97,7 +100,8 @@ struct wf_op {
   uint32_t adds;     /* bit i: the kernel can add to out[i] */
   uint32_t save_in, save_out; /* bits: what vjp reads */
   uint32_t vjp_adds;          /* bit i: vjp can add to din[i] */
-  uint32_t nograd_in, nograd_out; /* bits: inputs / outputs that never carry a gradient (ids, tables, statistics) */
+  uint32_t nograd_in,
+      nograd_out; /* bits: inputs / outputs that never carry a gradient (ids, tables, statistics) */
 
   wf_status (*infer)(const wf_call *call, wf_desc *out, int *n_out); /* validates too */
   wf_tensor *(*view)(const wf_call *call);
@@ -109,15 +113,16 @@ struct wf_op {
   const wf_cpu_kernel *cpu;
   wf_cpu_fn cuda; /* WF_CUDA_FN(name) */
 
-  void (*cost)(const wf_call *call, double *flops, double *bytes); /* of the kernel; NULL: bytes of in + out */
+  void (*cost)(const wf_call *call, double *flops,
+               double *bytes); /* of the kernel; NULL: bytes of in + out */
   wf_status (*sample)(wf_sample *s);
   int n_samples;
 };
 
 #define WF_NONDIFF(why) .vjp = NULL, .nondiff = (why)
 
-/* Apply: allocate outputs, run, record on the context's tape. out[] receives n_out tensors of the current scope
- * (poison on failure). Returns out[0]. */
+/* Apply: allocate outputs, run, record on the context's tape. out[] receives n_out tensors of the current
+ * scope (poison on failure). Returns out[0]. */
 wf_tensor *wf_op_apply(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, const void *attr,
                        wf_tensor **out);
 
@@ -145,7 +150,8 @@ typedef struct wf_recorder {
   /* Called after a successful apply. Sets var on outputs where needed. */
   wf_status (*record)(void *self, const wf_call *call);
 } wf_recorder;
-wf_recorder wf_ctx_set_recorder(wf_ctx *c, wf_recorder r); /* returns the earlier one; {NULL} pauses recording */
+wf_recorder wf_ctx_set_recorder(wf_ctx *c,
+                                wf_recorder r); /* returns the earlier one; {NULL} pauses recording */
 wf_recorder wf_ctx_recorder(const wf_ctx *c);
 
 /* ---- profile: time, calls, flops and bytes by op ---- */

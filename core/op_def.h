@@ -1,7 +1,8 @@
 /* op_def: what a file under core/ops/ includes.
  *
- * Such a file is compiled several times from one source: once as the description, and once with WF_KERNEL_PASS for
- * each real type and instruction set, where `real` is float or double. So it has two parts:
+ * Such a file is compiled several times from one source: once as the description, and once with
+ * WF_KERNEL_PASS for each real type and instruction set, where `real` is float or double. So it has two
+ * parts:
  *
  *     #ifdef WF_KERNEL_PASS
  *     WF_KERNEL(square) {                       // wf_status square(const wf_call *call)
@@ -38,28 +39,28 @@ typedef double real;
 #    define WF_REAL_TAG f64
 #    define R(x)        x
 #  endif
-#  define WF_KERNEL(name)                                                                                     \
-    wf_status WF_PASTE4(wf_k_, name, WF_REAL_TAG, WF_ISA)(const wf_call *call);                               \
+#  define WF_KERNEL(name)                                                       \
+    wf_status WF_PASTE4(wf_k_, name, WF_REAL_TAG, WF_ISA)(const wf_call *call); \
     wf_status WF_PASTE4(wf_k_, name, WF_REAL_TAG, WF_ISA)(const wf_call *call)
 
 #else
 
 #  ifdef WEFT_ISA_X86
-#    define WF_CPU(name)                                                                                      \
-      wf_status wf_k_##name##_f32_v2(const wf_call *);                                                        \
-      wf_status wf_k_##name##_f32_v3(const wf_call *);                                                        \
-      wf_status wf_k_##name##_f32_v4(const wf_call *);                                                        \
-      wf_status wf_k_##name##_f64_v2(const wf_call *);                                                        \
-      wf_status wf_k_##name##_f64_v3(const wf_call *);                                                        \
-      static const wf_cpu_kernel name##_cpu = {                                                               \
-          {wf_k_##name##_f32_v2, wf_k_##name##_f32_v3, wf_k_##name##_f32_v4},                                 \
+#    define WF_CPU(name)                                                      \
+      wf_status wf_k_##name##_f32_v2(const wf_call *);                        \
+      wf_status wf_k_##name##_f32_v3(const wf_call *);                        \
+      wf_status wf_k_##name##_f32_v4(const wf_call *);                        \
+      wf_status wf_k_##name##_f64_v2(const wf_call *);                        \
+      wf_status wf_k_##name##_f64_v3(const wf_call *);                        \
+      static const wf_cpu_kernel name##_cpu = {                               \
+          {wf_k_##name##_f32_v2, wf_k_##name##_f32_v3, wf_k_##name##_f32_v4}, \
           {wf_k_##name##_f64_v2, wf_k_##name##_f64_v3, wf_k_##name##_f64_v3}};
 #  else
-#    define WF_CPU(name)                                                                                      \
-      wf_status wf_k_##name##_f32_native(const wf_call *);                                                    \
-      wf_status wf_k_##name##_f64_native(const wf_call *);                                                    \
-      static const wf_cpu_kernel name##_cpu = {                                                               \
-          {wf_k_##name##_f32_native, wf_k_##name##_f32_native, wf_k_##name##_f32_native},                     \
+#    define WF_CPU(name)                                                                  \
+      wf_status wf_k_##name##_f32_native(const wf_call *);                                \
+      wf_status wf_k_##name##_f64_native(const wf_call *);                                \
+      static const wf_cpu_kernel name##_cpu = {                                           \
+          {wf_k_##name##_f32_native, wf_k_##name##_f32_native, wf_k_##name##_f32_native}, \
           {wf_k_##name##_f64_native, wf_k_##name##_f64_native, wf_k_##name##_f64_native}};
 #  endif
 
@@ -74,9 +75,9 @@ typedef double real;
 #endif
 
 /* Helpers for shape rules. */
-#define WF_SHAPE_CHECK(cond, ...)                                                                             \
-  do {                                                                                                        \
-    if (!(cond)) return WF_FAIL(WF_ESHAPE, __VA_ARGS__);                                                      \
+#define WF_SHAPE_CHECK(cond, ...)                        \
+  do {                                                   \
+    if (!(cond)) return WF_FAIL(WF_ESHAPE, __VA_ARGS__); \
   } while (0)
 
 static inline void wf_desc_like(wf_desc *d, const wf_tensor *t) {

@@ -1,9 +1,9 @@
 /* ops: the expressions of core, one function for each op of core/ops.def.
  *
- * All return tensors of the current scope, record themselves on the context's tape, and are sticky on errors (see
- * core/tensor.h). Shapes are written as comments; n is the number of tokens, d a width, "..." any leading dimensions.
- * Real tensors are f32 or f64, all of one op alike; ids and labels are i32. The op's description, kernels and gradient
- * stand in core/ops/<file>.c, the file named in each heading.
+ * All return tensors of the current scope, record themselves on the context's tape, and are sticky on errors
+ * (see core/tensor.h). Shapes are written as comments; n is the number of tokens, d a width, "..." any
+ * leading dimensions. Real tensors are f32 or f64, all of one op alike; ids and labels are i32. The op's
+ * description, kernels and gradient stand in core/ops/<file>.c, the file named in each heading.
  */
 #ifndef WF_CORE_OPS_H
 #define WF_CORE_OPS_H
@@ -17,11 +17,12 @@ extern "C" {
 #endif
 
 /* ---- copy.c ---- */
-wf_tensor *wf_contiguous(wf_ctx *c, wf_tensor *x);             /* x itself when contiguous */
-wf_tensor *wf_cast(wf_ctx *c, wf_tensor *x, wf_dtype dtype);   /* real to real: f32, f64, bf16 */
+wf_tensor *wf_contiguous(wf_ctx *c, wf_tensor *x);           /* x itself when contiguous */
+wf_tensor *wf_cast(wf_ctx *c, wf_tensor *x, wf_dtype dtype); /* real to real: f32, f64, bf16 */
 
 /* ---- view.c: no data moves ---- */
-wf_tensor *wf_reshape(wf_ctx *c, wf_tensor *x, int ndim, const int64_t *shape); /* one -1 is inferred; copies if it must */
+wf_tensor *wf_reshape(wf_ctx *c, wf_tensor *x, int ndim,
+                      const int64_t *shape); /* one -1 is inferred; copies if it must */
 wf_tensor *wf_transpose(wf_ctx *c, wf_tensor *x, int a, int b);
 wf_tensor *wf_slice(wf_ctx *c, wf_tensor *x, int dim, int64_t begin, int64_t end);
 wf_tensor *wf_expand(wf_ctx *c, wf_tensor *x, int ndim, const int64_t *shape); /* broadcast view */
@@ -51,26 +52,28 @@ wf_tensor *wf_gelu_tanh(wf_ctx *c, wf_tensor *x); /* GPT-2's approximation by ta
 /* ---- reduce.c ---- */
 wf_tensor *wf_sum(wf_ctx *c, wf_tensor *x, int dim, bool keep); /* dim < 0 counts from the end */
 wf_tensor *wf_mean(wf_ctx *c, wf_tensor *x, int dim, bool keep);
-wf_tensor *wf_sum_all(wf_ctx *c, wf_tensor *x);                 /* scalar [] */
+wf_tensor *wf_sum_all(wf_ctx *c, wf_tensor *x); /* scalar [] */
 /* Sum to a shape that broadcasts to x's (what gradients of broadcast inputs need). */
 wf_tensor *wf_sum_to(wf_ctx *c, wf_tensor *x, int ndim, const int64_t *shape);
 
 /* ---- matmul.c: products through BLAS ---- */
-wf_tensor *wf_matmul(wf_ctx *c, wf_tensor *a, wf_tensor *b); /* [..., m, k] x [..., k, n]; equal leading dims */
+wf_tensor *wf_matmul(wf_ctx *c, wf_tensor *a,
+                     wf_tensor *b); /* [..., m, k] x [..., k, n]; equal leading dims */
 /* y = x W^T + b: x [..., d], w [out, d], b [out] or NULL. */
 wf_tensor *wf_linear(wf_ctx *c, wf_tensor *x, wf_tensor *w, wf_tensor *b);
-/* count <= 4 projections of one x: y[i] = x w[i]^T + b[i]; b, or any b[i], may be NULL. Weights that lie adjacent in
- * memory are one product; the outputs are column slices of one buffer. */
+/* count <= 4 projections of one x: y[i] = x w[i]^T + b[i]; b, or any b[i], may be NULL. Weights that lie
+ * adjacent in memory are one product; the outputs are column slices of one buffer. */
 void wf_linear_n(wf_ctx *c, wf_tensor *x, int count, wf_tensor *const *w, wf_tensor *const *b, wf_tensor **y);
 
 /* ---- embedding.c ---- */
-wf_tensor *wf_embedding(wf_ctx *c, wf_tensor *table, wf_tensor *ids);     /* [V, d], i32 [n] -> [n, d] */
-wf_tensor *wf_gather_rows(wf_ctx *c, wf_tensor *x, wf_tensor *index);     /* [n, d], i32 [m] distinct -> [m, d] */
+wf_tensor *wf_embedding(wf_ctx *c, wf_tensor *table, wf_tensor *ids); /* [V, d], i32 [n] -> [n, d] */
+wf_tensor *wf_gather_rows(wf_ctx *c, wf_tensor *x, wf_tensor *index); /* [n, d], i32 [m] distinct -> [m, d] */
 
 /* ---- norm.c ---- */
 typedef enum wf_norm_kind { WF_NORM_RMS, WF_NORM_LAYER } wf_norm_kind;
-/* Over the last dimension, in float32 at least. w [d] or NULL (1), b [d] or NULL. RMS: x / sqrt(mean x^2 + eps) * w
- * (Zhang & Sennrich 2019); LAYER: (x - mean) / sqrt(var + eps) * w + b (Ba et al. 2016). x may be row-strided. */
+/* Over the last dimension, in float32 at least. w [d] or NULL (1), b [d] or NULL. RMS: x / sqrt(mean x^2 +
+ * eps) * w (Zhang & Sennrich 2019); LAYER: (x - mean) / sqrt(var + eps) * w + b (Ba et al. 2016). x may be
+ * row-strided. */
 wf_tensor *wf_norm(wf_ctx *c, wf_norm_kind kind, wf_tensor *x, wf_tensor *w, wf_tensor *b, double eps);
 /* h = x + r, then the norm of h: one pass over memory. *h receives the sum. */
 wf_tensor *wf_add_norm(wf_ctx *c, wf_norm_kind kind, wf_tensor *x, wf_tensor *r, wf_tensor *w, wf_tensor *b,
@@ -79,11 +82,12 @@ wf_tensor *wf_l2norm(wf_ctx *c, wf_tensor *x, double eps); /* x / sqrt(sum x^2 +
 
 /* ---- glu.c ---- */
 typedef enum wf_glu_kind { WF_GLU_SWI, WF_GLU_GE, WF_GLU_SIGMOID } wf_glu_kind;
-wf_tensor *wf_glu(wf_ctx *c, wf_glu_kind kind, wf_tensor *gate, wf_tensor *up); /* act(gate) . up (Shazeer 2020) */
+wf_tensor *wf_glu(wf_ctx *c, wf_glu_kind kind, wf_tensor *gate,
+                  wf_tensor *up); /* act(gate) . up (Shazeer 2020) */
 
 /* ---- rotary.c ---- */
-/* Rotary positions (Su et al. 2021), half-split pairs: x [n, h, k], pos [n] i64; the first `dim` of k features turn
- * by pos * base^(-2 i / dim). */
+/* Rotary positions (Su et al. 2021), half-split pairs: x [n, h, k], pos [n] i64; the first `dim` of k
+ * features turn by pos * base^(-2 i / dim). */
 wf_tensor *wf_rotary(wf_ctx *c, wf_tensor *x, wf_tensor *pos, double base, int64_t dim);
 
 /* ---- dropout.c ---- */
@@ -91,55 +95,60 @@ wf_tensor *wf_rotary(wf_ctx *c, wf_tensor *x, wf_tensor *pos, double base, int64
 wf_tensor *wf_dropout(wf_ctx *c, wf_tensor *x, const wf_rows *rows, double p, wf_rng_key key, int64_t step);
 
 /* ---- xent.c ---- */
-/* Loss of each token, in f32 (f64 for f64): -log softmax(logits)[label] + z (log-sum-exp)^2; 0 where label < 0.
- * logits [n, V], labels i32 [n] -> [n]. The gradient is formed in the storage of the logits when nothing else holds
- * it. z: PaLM's z-loss (Chowdhery et al. 2022), 0 for none. */
+/* Loss of each token, in f32 (f64 for f64): -log softmax(logits)[label] + z (log-sum-exp)^2; 0 where label <
+ * 0. logits [n, V], labels i32 [n] -> [n]. The gradient is formed in the storage of the logits when nothing
+ * else holds it. z: PaLM's z-loss (Chowdhery et al. 2022), 0 for none. */
 wf_tensor *wf_xent(wf_ctx *c, wf_tensor *logits, wf_tensor *labels, double z);
 
 /* ---- attend.c ---- */
 typedef enum wf_attend_kind { WF_ATTEND_SOFTMAX, WF_ATTEND_SIGMOID } wf_attend_kind;
 typedef struct wf_attend_options {
-  double scale;   /* s; applied to q k^T */
-  double softcap; /* cap tanh(x / cap); 0 for none */
-  int64_t window; /* keys t-window+1 .. t; 0 for all */
+  double scale;     /* s; applied to q k^T */
+  double softcap;   /* cap tanh(x / cap); 0 for none */
+  int64_t window;   /* keys t-window+1 .. t; 0 for all */
   int64_t len_bias; /* sigmoid: n of the bias -log n */
   wf_attend_kind kind;
 } wf_attend_options;
 /* Causal attention, blockwise with online softmax, no T x T buffer.
- *   q [n, H, K]; k, v [m, Hk, K], [m, Hk, V]: the keys' pool; Hk divides H, query head h reads key head h Hk / H.
- *   span [n_rows, 4] i64: for each row its first query among n, its number of queries, its first key in the pool and
- *     the number of keys before its first query's own. Query t of a row sees keys 0 .. before + t of it, cut by window.
- *   a [n, H], b [m, H] (or NULL both): a_t - b_j is added to the scores (ALiBi, forget gates).
- *   sink [H] or NULL: a logit that enters the log-sum-exp only.
- * -> o [n, H, V]. Rows without a visible key give 0. Saves q, k, v, o and the log-sum-exp. (Dao 2023; Su et al.) */
+ *   q [n, H, K]; k, v [m, Hk, K], [m, Hk, V]: the keys' pool; Hk divides H, query head h reads key head h Hk
+ * / H. span [n_rows, 4] i64: for each row its first query among n, its number of queries, its first key in
+ * the pool and the number of keys before its first query's own. Query t of a row sees keys 0 .. before + t of
+ * it, cut by window. a [n, H], b [m, H] (or NULL both): a_t - b_j is added to the scores (ALiBi, forget
+ * gates). sink [H] or NULL: a logit that enters the log-sum-exp only.
+ * -> o [n, H, V]. Rows without a visible key give 0. Saves q, k, v, o and the log-sum-exp. (Dao 2023; Su et
+ * al.) */
 wf_tensor *wf_attend(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
                      wf_tensor *b, wf_tensor *sink, const wf_attend_options *o);
-/* Write x [n, ...] into cache [lanes, capacity, ...] at each row's lane and place; in place: the result is the cache,
- * as one variable. Its gradient is the slice that was written, taken out of the cache's gradient (and zeroed there).
- * Errors: a row beyond the capacity. */
+/* Write x [n, ...] into cache [lanes, capacity, ...] at each row's lane and place; in place: the result is
+ * the cache, as one variable. Its gradient is the slice that was written, taken out of the cache's gradient
+ * (and zeroed there). Errors: a row beyond the capacity. */
 wf_tensor *wf_cache_append(wf_ctx *c, wf_tensor *cache, wf_tensor *x, const wf_rows *rows);
 
 /* ---- shift.c ---- */
 /* Causal depthwise convolution inside each row: x [n, d], weight [d, 1, w], bias [d] or NULL;
- * y_t = b + sum_i W[:, 0, i] x_{t-w+1+i}. state [lanes, w-1, d] or NULL (all rows fresh): the last w-1 inputs of a
- * lane, oldest first; rows that take continue it, *state_out (may be NULL) receives the next. silu applies x sigmoid(x). */
-wf_tensor *wf_conv(wf_ctx *c, wf_tensor *x, wf_tensor *weight, wf_tensor *bias, wf_tensor *state, const wf_rows *rows,
-                   bool silu, wf_tensor **state_out);
-/* Each row's tokens with the w-1 before them in front: x [n, ...] -> [n + rows (w-1), ...], row i's part starting at
- * begin_i + i (w-1); fresh rows have zeros in front. The keys of sliding-window attention. */
-wf_tensor *wf_halo(wf_ctx *c, wf_tensor *x, int64_t w, wf_tensor *state, const wf_rows *rows, wf_tensor **state_out);
+ * y_t = b + sum_i W[:, 0, i] x_{t-w+1+i}. state [lanes, w-1, d] or NULL (all rows fresh): the last w-1 inputs
+ * of a lane, oldest first; rows that take continue it, *state_out (may be NULL) receives the next. silu
+ * applies x sigmoid(x). */
+wf_tensor *wf_conv(wf_ctx *c, wf_tensor *x, wf_tensor *weight, wf_tensor *bias, wf_tensor *state,
+                   const wf_rows *rows, bool silu, wf_tensor **state_out);
+/* Each row's tokens with the w-1 before them in front: x [n, ...] -> [n + rows (w-1), ...], row i's part
+ * starting at begin_i + i (w-1); fresh rows have zeros in front. The keys of sliding-window attention. */
+wf_tensor *wf_halo(wf_ctx *c, wf_tensor *x, int64_t w, wf_tensor *state, const wf_rows *rows,
+                   wf_tensor **state_out);
 
 /* ---- scan.c ---- */
 typedef struct wf_scan_options {
-  double scale;   /* of q */
-  int64_t chunk;  /* 0: chosen by the kernel; 1: the plain recurrence. Never changes a result beyond rounding */
+  double scale; /* of q */
+  int64_t
+      chunk; /* 0: chosen by the kernel; 1: the plain recurrence. Never changes a result beyond rounding */
 } wf_scan_options;
-/* Linear recurrence with a scalar decay for each head and token (mixers 1): S_t = e^{g_t} S_{t-1} + k_t^T v_t,
- * o_t = scale q_t S_t.  q, k [n, H, K]; v [n, H, V]; g [n, H] log decay <= 0; state [lanes, H, K, V] or NULL (all rows
- * fresh); init [H, K, V] or NULL (zero): the learned state of a fresh row. -> o [n, H, V], *state_out [lanes, H, K, V]
- * (may be NULL). State in f32 at least. */
+/* Linear recurrence with a scalar decay for each head and token (mixers 1): S_t = e^{g_t} S_{t-1} + k_t^T
+ * v_t, o_t = scale q_t S_t.  q, k [n, H, K]; v [n, H, V]; g [n, H] log decay <= 0; state [lanes, H, K, V] or
+ * NULL (all rows fresh); init [H, K, V] or NULL (zero): the learned state of a fresh row. -> o [n, H, V],
+ * *state_out [lanes, H, K, V] (may be NULL). State in f32 at least. */
 wf_tensor *wf_scan_scalar(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *g, wf_tensor *state,
-                          wf_tensor *init, const wf_rows *rows, const wf_scan_options *o, wf_tensor **state_out);
+                          wf_tensor *init, const wf_rows *rows, const wf_scan_options *o,
+                          wf_tensor **state_out);
 
 #ifdef __cplusplus
 }

@@ -1,8 +1,8 @@
 /* parallel: the one way a CPU kernel divides work over threads.
  *
- * Work is cut into fixed contiguous ranges, so that results do not depend on timing; a float sum over threads is
- * formed as one part per range, combined in order. Inside a parallel region, or where the work is small, there is one
- * range and no region.
+ * Work is cut into fixed contiguous ranges, so that results do not depend on timing; a float sum over threads
+ * is formed as one part per range, combined in order. Inside a parallel region, or where the work is small,
+ * there is one range and no region.
  *
  *     WF_PARALLEL_FOR(begin, end, n, cost_per_item) { for (int64_t i = begin; i < end; i++) ...; }
  */
@@ -35,13 +35,14 @@ static inline int64_t wf_range_begin(int64_t n, int k, int parts) {
 #define WF_PRAGMA_(x) _Pragma(#x)
 #define WF_PRAGMA(x)  WF_PRAGMA_(x)
 
-/* Runs the following block once for each range; `begin` and `end` are int64_t, `wf_part` the range's index. */
-#define WF_PARALLEL_FOR(begin, end, n, cost)                                                                  \
-  int WF_PARTS(begin) = wf_threads_for((n), (cost));                                                          \
-  WF_PRAGMA(omp parallel for num_threads(WF_PARTS(begin)) schedule(static, 1) if (WF_PARTS(begin) > 1))       \
-  for (int wf_part = 0; wf_part < WF_PARTS(begin); wf_part++)                                                 \
-    for (int64_t begin = wf_range_begin((n), wf_part, WF_PARTS(begin)),                                       \
-                 end = wf_range_begin((n), wf_part + 1, WF_PARTS(begin)), wf_once_ = 1;                       \
+/* Runs the following block once for each range; `begin` and `end` are int64_t, `wf_part` the range's index.
+ */
+#define WF_PARALLEL_FOR(begin, end, n, cost)                                                            \
+  int WF_PARTS(begin) = wf_threads_for((n), (cost));                                                    \
+  WF_PRAGMA(omp parallel for num_threads(WF_PARTS(begin)) schedule(static, 1) if (WF_PARTS(begin) > 1)) \
+  for (int wf_part = 0; wf_part < WF_PARTS(begin); wf_part++)                                           \
+    for (int64_t begin = wf_range_begin((n), wf_part, WF_PARTS(begin)),                                 \
+                 end = wf_range_begin((n), wf_part + 1, WF_PARTS(begin)), wf_once_ = 1;                 \
          wf_once_; wf_once_ = 0)
 #define WF_PARTS(begin) wf_parts_##begin
 

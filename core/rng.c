@@ -19,7 +19,8 @@ wf_rng_key wf_rng_key_make(uint64_t seed, const char *purpose, const char *site)
   return (wf_rng_key){{(uint32_t)h, (uint32_t)(h >> 32)}};
 }
 
-void wf_rng_draw(wf_rng_key key, uint32_t step, uint32_t seq, uint32_t place, uint32_t block, uint32_t out[4]) {
+void wf_rng_draw(wf_rng_key key, uint32_t step, uint32_t seq, uint32_t place, uint32_t block,
+                 uint32_t out[4]) {
   philox4x32_ctr_t ctr = {{block, place, seq, step}};
   philox4x32_key_t k = {{key.k[0], key.k[1]}};
   philox4x32_ctr_t r = philox4x32(ctr, k);

@@ -4,20 +4,22 @@
 
 #include <string.h>
 
-static wf_status validate(int64_t n, const wf_row *row, int64_t n_lanes, unsigned char *seen, int64_t *n_tokens) {
+static wf_status validate(int64_t n, const wf_row *row, int64_t n_lanes, unsigned char *seen,
+                          int64_t *n_tokens) {
   int64_t at = 0;
   for (int64_t i = 0; i < n; i++) {
     const wf_row *r = &row[i];
     if (r->begin != at || r->len < 1)
-      return WF_FAIL(WF_EINVAL, "row %lld (begin %lld, len %lld) does not continue the rows before it at %lld",
+      return WF_FAIL(WF_EINVAL,
+                     "row %lld (begin %lld, len %lld) does not continue the rows before it at %lld",
                      (long long)i, (long long)r->begin, (long long)r->len, (long long)at);
     if (r->lane < 0 || r->lane >= n_lanes || r->pos < 0 || r->place < r->pos || r->flags & ~3)
-      return WF_FAIL(WF_EINVAL, "row %lld: lane %lld of %lld, position %lld, place %lld, flags %lld", (long long)i,
-                     (long long)r->lane, (long long)n_lanes, (long long)r->pos, (long long)r->place,
-                     (long long)r->flags);
+      return WF_FAIL(WF_EINVAL, "row %lld: lane %lld of %lld, position %lld, place %lld, flags %lld",
+                     (long long)i, (long long)r->lane, (long long)n_lanes, (long long)r->pos,
+                     (long long)r->place, (long long)r->flags);
     if (seen[r->lane] & r->flags)
-      return WF_FAIL(WF_EINVAL, "row %lld: another row uses the state of lane %lld the same way", (long long)i,
-                     (long long)r->lane);
+      return WF_FAIL(WF_EINVAL, "row %lld: another row uses the state of lane %lld the same way",
+                     (long long)i, (long long)r->lane);
     seen[r->lane] |= (unsigned char)r->flags;
     at += r->len;
   }
@@ -46,8 +48,10 @@ static wf_status tables(wf_ctx *c, wf_rows *r) {
 }
 
 wf_status wf_rows_create(wf_ctx *c, int64_t n, const wf_row *row, int64_t n_lanes, wf_rows **out) {
-  _Static_assert(sizeof(wf_row) == WF_ROW_COLS * sizeof(int64_t), "the table's columns are the fields of wf_row");
-  if (n < 0 || n_lanes < 0) return WF_FAIL(WF_EINVAL, "%lld rows, %lld lanes", (long long)n, (long long)n_lanes);
+  _Static_assert(sizeof(wf_row) == WF_ROW_COLS * sizeof(int64_t),
+                 "the table's columns are the fields of wf_row");
+  if (n < 0 || n_lanes < 0)
+    return WF_FAIL(WF_EINVAL, "%lld rows, %lld lanes", (long long)n, (long long)n_lanes);
   unsigned char *seen;
   WF_CALLOC(seen, "rows", n_lanes + 1);
   wf_rows *r = NULL;

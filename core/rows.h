@@ -1,11 +1,13 @@
 /* rows: how the tokens of a batch lie in their sequences.
  *
- * Activations are [n_tokens, d]. A row is a run of consecutive tokens of one document, on one rank, in one piece; no
- * chunk, convolution window or attention block crosses a row, so no kernel knows what a reset is. Twelve sequences are
- * twelve rows; a packed sequence is a row for each document; decoding is rows of one token.
+ * Activations are [n_tokens, d]. A row is a run of consecutive tokens of one document, on one rank, in one
+ * piece; no chunk, convolution window or attention block crosses a row, so no kernel knows what a reset is.
+ * Twelve sequences are twelve rows; a packed sequence is a row for each document; decoding is rows of one
+ * token.
  *
- * State tensors are [n_lanes, ...]. A lane is the slot of one sequence; within a call at most one row with WF_ROW_TAKES
- * and one with WF_ROW_LEAVES name the same lane, and rows of a lane come in the order of their tokens.
+ * State tensors are [n_lanes, ...]. A lane is the slot of one sequence; within a call at most one row with
+ * WF_ROW_TAKES and one with WF_ROW_LEAVES name the same lane, and rows of a lane come in the order of their
+ * tokens.
  */
 #ifndef WF_CORE_ROWS_H
 #define WF_CORE_ROWS_H
@@ -22,13 +24,13 @@ enum {
 };
 
 typedef struct wf_row {
-  int64_t begin;  /* its first token among the n_tokens of the call */
-  int64_t len;    /* tokens; at least 1 */
-  int64_t pos;    /* position of its first token in the document */
-  int64_t lane;   /* 0 .. n_lanes-1 */
-  int64_t place;  /* position of its first token in the lane's sequence (documents before it counted) */
-  int64_t flags;  /* WF_ROW_TAKES | WF_ROW_LEAVES */
-  int64_t seq;    /* global number of the lane's sequence, for random numbers: the same on any number of ranks */
+  int64_t begin; /* its first token among the n_tokens of the call */
+  int64_t len;   /* tokens; at least 1 */
+  int64_t pos;   /* position of its first token in the document */
+  int64_t lane;  /* 0 .. n_lanes-1 */
+  int64_t place; /* position of its first token in the lane's sequence (documents before it counted) */
+  int64_t flags; /* WF_ROW_TAKES | WF_ROW_LEAVES */
+  int64_t seq; /* global number of the lane's sequence, for random numbers: the same on any number of ranks */
 } wf_row;
 
 /* The columns of the table tensor are the fields of wf_row in their order. */
@@ -36,11 +38,11 @@ enum { WF_ROW_COLS = 7 };
 
 typedef struct wf_rows {
   int64_t n, n_tokens, n_lanes;
-  wf_row *row;        /* [n], by begin; rows tile 0 .. n_tokens-1 */
-  wf_tensor *table;   /* [n, WF_ROW_COLS] i64 on the device */
-  wf_tensor *pos;     /* [n_tokens] i64: position of each token in its document */
-  wf_tensor *key;     /* [n_tokens, 2] i64: sequence number and place in the sequence, for random numbers */
-  bool fresh;         /* no row takes and no row leaves state */
+  wf_row *row;      /* [n], by begin; rows tile 0 .. n_tokens-1 */
+  wf_tensor *table; /* [n, WF_ROW_COLS] i64 on the device */
+  wf_tensor *pos;   /* [n_tokens] i64: position of each token in its document */
+  wf_tensor *key;   /* [n_tokens, 2] i64: sequence number and place in the sequence, for random numbers */
+  bool fresh;       /* no row takes and no row leaves state */
 } wf_rows;
 
 /* Validates and copies `row`; tensors are made in `c` and belong to the rows, not to a scope.

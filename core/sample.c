@@ -18,7 +18,9 @@ static wf_tensor *filled(wf_sample *s, wf_dtype dtype, int ndim, const int64_t *
     double u = wf_rng_uniform(key, (uint64_t)i);
     switch (dtype) {
     case WF_F32: ((float *)host)[i] = (float)(lo + (hi - lo) * u); break;
-    case WF_F64: ((double *)host)[i] = (double)(float)(lo + (hi - lo) * u); break; /* the same number in both */
+    case WF_F64:
+      ((double *)host)[i] = (double)(float)(lo + (hi - lo) * u);
+      break; /* the same number in both */
     case WF_I32: ((int32_t *)host)[i] = (int32_t)(lo + (hi - lo) * u); break;
     default: ((int64_t *)host)[i] = (int64_t)(lo + (hi - lo) * u); break;
     }

@@ -6,9 +6,7 @@
 
 enum { MESSAGE = 2048, HINT = 1024, TRACE = 2048 };
 
-static _Thread_local struct {
-  char message[MESSAGE], hint[HINT], trace[TRACE];
-} err;
+static _Thread_local struct { char message[MESSAGE], hint[HINT], trace[TRACE]; } err;
 
 wf_status wf_fail_at(const char *file, int line, const char *func, wf_status code, const char *fmt, ...) {
   char text[MESSAGE]; /* the arguments may point into err.message */

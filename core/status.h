@@ -1,8 +1,8 @@
 /* status: how every fallible function of Weft reports.
  *
  * A function returns a wf_status. On failure the message (what is wrong, where), the hint (what to do) and a
- * trace of frames are kept per thread until the next failure or wf_error_clear(). The library never prints and
- * never exits; the program decides.
+ * trace of frames are kept per thread until the next failure or wf_error_clear(). The library never prints
+ * and never exits; the program decides.
  *
  *     wf_status load(const char *path) {
  *       if (!path) return wf_hint(WF_FAIL(WF_EINVAL, "no file given"), "name one after --data");
@@ -41,7 +41,8 @@ typedef enum wf_status {
 extern "C" {
 #endif
 
-/* Record a failure: sets message, clears hint and frames, adds the first frame. Returns `code`. Use WF_FAIL. */
+/* Record a failure: sets message, clears hint and frames, adds the first frame. Returns `code`. Use WF_FAIL.
+ */
 wf_status wf_fail_at(const char *file, int line, const char *func, wf_status code, const char *fmt, ...)
     WF_PRINTF(5, 6);
 
@@ -66,20 +67,20 @@ const char *wf_status_name(wf_status code); /* "invalid argument", ... */
 
 #define WF_FAIL(code, ...) wf_fail_at(__FILE__, __LINE__, __func__, (code), __VA_ARGS__)
 
-#define WF_TRY(expr)                                                                                          \
-  do {                                                                                                        \
-    wf_status wf_try_ = (expr);                                                                               \
-    if (wf_try_ != WF_OK) return wf_frame_at(__FILE__, __LINE__, __func__, wf_try_);                          \
+#define WF_TRY(expr)                                                                 \
+  do {                                                                               \
+    wf_status wf_try_ = (expr);                                                      \
+    if (wf_try_ != WF_OK) return wf_frame_at(__FILE__, __LINE__, __func__, wf_try_); \
   } while (0)
 
 /* As WF_TRY, but jumps to `label` with the code in `var`, for functions that must release first. */
-#define WF_TRY_GOTO(var, label, expr)                                                                         \
-  do {                                                                                                        \
-    (var) = (expr);                                                                                           \
-    if ((var) != WF_OK) {                                                                                     \
-      wf_frame_at(__FILE__, __LINE__, __func__, (var));                                                       \
-      goto label;                                                                                             \
-    }                                                                                                         \
+#define WF_TRY_GOTO(var, label, expr)                   \
+  do {                                                  \
+    (var) = (expr);                                     \
+    if ((var) != WF_OK) {                               \
+      wf_frame_at(__FILE__, __LINE__, __func__, (var)); \
+      goto label;                                       \
+    }                                                   \
   } while (0)
 
 #endif

@@ -1,4 +1,5 @@
-/* Tensor headers, storages, scopes and the sticky status of a context. Headers come from slabs of the context. */
+/* Tensor headers, storages, scopes and the sticky status of a context. Headers come from slabs of the
+ * context. */
 #include "core/ctx_impl.h"
 #include "core/memory.h"
 
@@ -66,7 +67,8 @@ static wf_tensor *header(wf_ctx *c) {
     s->next = c->slabs;
     c->slabs = s;
     for (int i = 0; i < SLAB; i++) {
-      s->tensors[i].storage = (wf_storage *)(void *)c->free_headers; /* the free list runs through `storage` */
+      s->tensors[i].storage =
+          (wf_storage *)(void *)c->free_headers; /* the free list runs through `storage` */
       c->free_headers = &s->tensors[i];
     }
   }
@@ -81,15 +83,18 @@ static wf_tensor *header(wf_ctx *c) {
 
 static void storage_drop(wf_storage *s) {
   if (!s || --s->refs > 0) return;
-  if (s->release) s->release(s->owner);
-  else wf_device_free(s->dev, s->tag, s->data, s->bytes);
+  if (s->release)
+    s->release(s->owner);
+  else
+    wf_device_free(s->dev, s->tag, s->data, s->bytes);
   wf_free(s);
 }
 
 /* Hand a header with one reference to the current scope. */
 static wf_tensor *scoped(wf_tensor *t) {
   wf_ctx *c = t->ctx;
-  wf_status s = wf_grow("tensor headers", (void **)&c->owned, sizeof *c->owned, (size_t)c->n_owned, &c->cap_owned);
+  wf_status s =
+      wf_grow("tensor headers", (void **)&c->owned, sizeof *c->owned, (size_t)c->n_owned, &c->cap_owned);
   if (s != WF_OK) {
     wf_drop(t);
     return wf_poison(c, s);
@@ -133,7 +138,8 @@ static wf_tensor *shaped(wf_ctx *c, wf_dtype dtype, int ndim, const int64_t *sha
   size_t n = wf_dtype_size(dtype);
   for (int i = 0; i < ndim; i++)
     if (shape[i] < 0 || __builtin_mul_overflow(n, (size_t)shape[i], &n) || n > (size_t)1 << 46)
-      return wf_poison(c, WF_FAIL(WF_ESHAPE, "dimension %d of size %lld is impossible", i, (long long)shape[i]));
+      return wf_poison(c,
+                       WF_FAIL(WF_ESHAPE, "dimension %d of size %lld is impossible", i, (long long)shape[i]));
   wf_tensor *t = header(c);
   if (!t) return wf_poison(c, WF_ENOMEM);
   t->dtype = dtype;
@@ -264,8 +270,10 @@ wf_status wf_to_host(const wf_tensor *t, void *out) {
   wf_scope s = wf_scope_open(c);
   wf_tensor *flat = wf_contiguous_raw(c, t);
   wf_status st;
-  if (wf_is_poison(flat)) st = wf_ctx_check(c);
-  else st = wf_device_read(c->dev, out, wf_data(flat), (size_t)wf_numel(t) * wf_dtype_size(t->dtype));
+  if (wf_is_poison(flat))
+    st = wf_ctx_check(c);
+  else
+    st = wf_device_read(c->dev, out, wf_data(flat), (size_t)wf_numel(t) * wf_dtype_size(t->dtype));
   wf_scope_close(c, s);
   return st;
 }

@@ -1,11 +1,13 @@
-/* tensor: a strided view of a reference-counted storage on a device, and the context in which expressions run.
+/* tensor: a strided view of a reference-counted storage on a device, and the context in which expressions
+ * run.
  *
- * Ownership. Every function here and every op returns a tensor that belongs to the innermost open scope of its
- * context; closing the scope drops it. wf_keep() gives the caller a reference of its own, wf_drop() returns it.
- * A tape (autograd) holds what its backward needs by itself.
+ * Ownership. Every function here and every op returns a tensor that belongs to the innermost open scope of
+ * its context; closing the scope drops it. wf_keep() gives the caller a reference of its own, wf_drop()
+ * returns it. A tape (autograd) holds what its backward needs by itself.
  *
- * Errors are sticky. A failed call returns the context's poison, a tensor whose use yields poison again; the failure
- * stays in the context until wf_ctx_check(), so that layer code reads as mathematics and checks once at its end.
+ * Errors are sticky. A failed call returns the context's poison, a tensor whose use yields poison again; the
+ * failure stays in the context until wf_ctx_check(), so that layer code reads as mathematics and checks once
+ * at its end.
  *
  *     wf_scope s = wf_scope_open(c);
  *     wf_tensor *y = wf_add(c, x, wf_linear(c, wf_rmsnorm(c, x, w, 1e-6), proj, NULL));
@@ -47,7 +49,7 @@ struct wf_tensor {
   wf_storage *storage;
   wf_ctx *ctx;
   int refs;
-  int32_t var;  /* autograd: index of its variable on the tape `tape`, else -1 */
+  int32_t var; /* autograd: index of its variable on the tape `tape`, else -1 */
   uint64_t tape;
 };
 
@@ -82,15 +84,17 @@ wf_tensor *wf_from_host(wf_ctx *c, const char *tag, wf_dtype dtype, int ndim, co
                         const void *data);
 /* A tensor over host memory that outlives it; CPU contexts only. */
 wf_tensor *wf_borrow(wf_ctx *c, wf_dtype dtype, int ndim, const int64_t *shape, void *data);
-/* A strided view of a tensor's storage, not recorded by a tape: shape, strides and offset in elements relative to
- * `t`. For op and layout code; expressions use the view ops of core/ops.h. */
+/* A strided view of a tensor's storage, not recorded by a tape: shape, strides and offset in elements
+ * relative to `t`. For op and layout code; expressions use the view ops of core/ops.h. */
 wf_tensor *wf_view_raw(wf_tensor *t, int ndim, const int64_t *shape, const int64_t *stride, int64_t offset);
 
 /* Shape and dtype of `t` without storage (what a tape keeps of a tensor that its backward does not read). */
 wf_tensor *wf_tensor_meta(wf_ctx *c, const wf_tensor *t);
 
-#define WF_SHAPE(...) \
-  ((int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t))), (const int64_t[]) { __VA_ARGS__ }
+#define WF_SHAPE(...)                                                                    \
+  ((int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t))), (const int64_t[]) { \
+    __VA_ARGS__                                                                          \
+  }
 
 /* ---- looking ---- */
 

@@ -1,7 +1,8 @@
 /* vmath: declares the C library's mathematical functions as vectorisable.
  *
- * glibc's libmvec has vector forms of these, which gcc calls from loops it vectorises once it knows that they exist;
- * the headers say so under -ffast-math only, which Weft never uses. Elsewhere this file changes nothing.
+ * glibc's libmvec has vector forms of these, which gcc calls from loops it vectorises once it knows that they
+ * exist; the headers say so under -ffast-math only, which Weft never uses. Elsewhere this file changes
+ * nothing.
  */
 #ifndef WF_CORE_VMATH_H
 #define WF_CORE_VMATH_H

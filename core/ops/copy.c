@@ -3,10 +3,10 @@
 
 #ifdef WF_KERNEL_PASS
 #  include <string.h>
-#  include "core/bf16.h"
 
 /* One line of the last dimension. Same dtype: by element size; otherwise through double or float. */
-static void copy_line(char *dst, int64_t ds, const char *src, int64_t ss, int64_t n, wf_dtype to, wf_dtype from) {
+static void copy_line(char *dst, int64_t ds, const char *src, int64_t ss, int64_t n, wf_dtype to,
+                      wf_dtype from) {
   if (to == from) {
     size_t size = wf_dtype_size(to);
     if (ds == 1 && ss == 1) {
@@ -23,12 +23,18 @@ static void copy_line(char *dst, int64_t ds, const char *src, int64_t ss, int64_
   }
   for (int64_t i = 0; i < n; i++) {
     double x = 0;
-    if (from == WF_F32) x = (double)((const float *)(const void *)src)[i * ss];
-    else if (from == WF_F64) x = ((const double *)(const void *)src)[i * ss];
-    else x = (double)wf_bf16_to_f32(((const uint16_t *)(const void *)src)[i * ss]);
-    if (to == WF_F32) ((float *)(void *)dst)[i * ds] = (float)x;
-    else if (to == WF_F64) ((double *)(void *)dst)[i * ds] = x;
-    else ((uint16_t *)(void *)dst)[i * ds] = wf_f32_to_bf16((float)x);
+    if (from == WF_F32)
+      x = (double)((const float *)(const void *)src)[i * ss];
+    else if (from == WF_F64)
+      x = ((const double *)(const void *)src)[i * ss];
+    else
+      x = (double)wf_bf16_to_f32(((const uint16_t *)(const void *)src)[i * ss]);
+    if (to == WF_F32)
+      ((float *)(void *)dst)[i * ds] = (float)x;
+    else if (to == WF_F64)
+      ((double *)(void *)dst)[i * ds] = x;
+    else
+      ((uint16_t *)(void *)dst)[i * ds] = wf_f32_to_bf16((float)x);
   }
 }
 
@@ -51,7 +57,8 @@ WF_KERNEL(copy) {
     outer = inner / 4096;
     WF_PARALLEL_FOR(k0, k1, outer, 4096) {
       int64_t from = k0 * 4096, to = k1 == outer ? inner : k1 * 4096;
-      if (add) add_line((real *)wf_data(y) + from, 1, (const real *)wf_data(x) + from, 1, to - from);
+      if (add)
+        add_line((real *)wf_data(y) + from, 1, (const real *)wf_data(x) + from, 1, to - from);
       else
         copy_line((char *)wf_data(y) + (size_t)from * ys, 1, (const char *)wf_data(x) + (size_t)from * xs, 1,
                   to - from, y->dtype, x->dtype);
@@ -67,10 +74,11 @@ WF_KERNEL(copy) {
         xo += at * x->stride[d];
         yo += at * y->stride[d];
       }
-      if (add) add_line((real *)wf_data(y) + yo, yi, (const real *)wf_data(x) + xo, xi, inner);
+      if (add)
+        add_line((real *)wf_data(y) + yo, yi, (const real *)wf_data(x) + xo, xi, inner);
       else
-        copy_line((char *)wf_data(y) + (size_t)yo * ys, yi, (const char *)wf_data(x) + (size_t)xo * xs, xi, inner,
-                  y->dtype, x->dtype);
+        copy_line((char *)wf_data(y) + (size_t)yo * ys, yi, (const char *)wf_data(x) + (size_t)xo * xs, xi,
+                  inner, y->dtype, x->dtype);
     }
   }
   return WF_OK;
