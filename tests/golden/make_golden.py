@@ -252,6 +252,7 @@ def clip():
 
 def record(rec, prefix, fn, inputs, outputs, keep_inputs=True):
     """Calls fn(**inputs) and notes outputs, random cotangents d<output> and gradients d<input>."""
+    assert all(torch.equal(t, t.float().to(t.dtype)) for t in inputs.values())
     leaves = {n: t.detach().clone().requires_grad_(t.is_floating_point()) for n, t in inputs.items()}
     result = fn(**leaves)
     result = result if isinstance(result, tuple) else (result,)
@@ -341,7 +342,7 @@ def rotary_ops(rec):
 
 
 def norm_ops(rec):
-    x, w, b = randn(11, 10, scale=2.0) + 0.5, randn(10), randn(10)
+    x, w, b = (randn(11, 10, scale=2.0) + 0.5).float().to(F64), randn(10), randn(10)
     x[4] *= 2.0**-12  # a row small enough for eps to count
     record(rec, "rmsnorm", lambda x, weight: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight,
            {"x": x, "weight": w}, ["y"])
@@ -366,6 +367,7 @@ def cross_entropy_ops(rec):
     logits = randn(rows, vocab, scale=3.0)
     logits[2] += 512.0  # a large common offset must not matter
     logits[3] -= 512.0
+    logits = logits.float().to(F64)
     targets = torch.randint(0, vocab, (rows,))
     targets[torch.tensor([0, 5, 16])] = -1
     counted = targets >= 0
