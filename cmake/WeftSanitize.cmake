@@ -2,7 +2,8 @@
 #
 # Threads are checked with clang, its OpenMP runtime (libomp) and archer, which tells the sanitizer what OpenMP
 # synchronises; gcc's libgomp is not understood and gives false reports. Libraries that are not instrumented
-# (OpenBLAS, HDF5) are left out by ignore_noninstrumented_modules.
+# (OpenBLAS, HDF5) are left out by ignore_noninstrumented_modules. Archer does not outlive a fork, so the tests of a
+# program run in one process.
 set(WEFT_SANITIZER_ENVIRONMENT "")
 if(NOT WEFT_SANITIZE)
   return()
@@ -25,6 +26,6 @@ if(WEFT_SANITIZE MATCHES "thread")
     message(FATAL_ERROR "archer was not found: without it the thread sanitizer does not know OpenMP's barriers\n"
       "hint: install libomp-${major}-dev, or set ARCHER_LIBRARY to libarcher.so")
   endif()
-  list(APPEND WEFT_SANITIZER_ENVIRONMENT OMP_TOOL_LIBRARIES=${ARCHER_LIBRARY} ARCHER_OPTIONS=verbose=0
+  list(APPEND WEFT_SANITIZER_ENVIRONMENT OMP_TOOL_LIBRARIES=${ARCHER_LIBRARY} CK_FORK=no
     TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1:second_deadlock_stack=1)
 endif()
