@@ -70,7 +70,7 @@ typedef struct wf_sample {
   int index;     /* 0 .. op->n_samples - 1 */
   int n_in;
   wf_tensor *in[WF_MAX_IN];
-  _Alignas(16) char attr[WF_MAX_ATTR];
+  char attr[WF_MAX_ATTR] __attribute__((aligned(16)));
   uint32_t wrt; /* bit i: gradcheck input i (default: every real input) */
   uint64_t seed;
 } wf_sample;
