@@ -1,0 +1,131 @@
+/* The sections of the config: every key with its type, default, range and meaning. */
+#include <math.h>
+
+#include "experiments/config.h"
+
+#define HUGE_COUNT 1e15
+
+static const char *const devices[] = {"cpu", "cuda", NULL};
+static const char *const precisions[] = {"f32", "f64", NULL};
+static const char *const norms[] = {"rmsnorm", "layernorm", NULL};
+static const char *const positions[] = {"none", "learned", NULL};
+static const char *const recomputes[] = {"none", "block", NULL};
+static const char *const layouts[] = {"contiguous", "zigzag", NULL};
+static const char *const transports[] = {"self", "mpi", "nccl", NULL};
+static const char *const splits[] = {"validation", "test", NULL};
+
+static const wf_option run_table[] = {
+    WF_OPT_STRF(wf_config_run, name, NULL, WF_OPT_AUTO, "name of the run; auto: the config file's name"),
+    WF_OPT_STRF(wf_config_run, dir, NULL, WF_OPT_AUTO | WF_OPT_RESUME, "folder of the run; auto: runs/NAME"),
+    WF_OPT_I64(wf_config_run, seed, "1", 0, 9e15, "seed of every random draw"),
+    WF_OPT_ENUM(wf_config_run, device, "cpu", devices, "where it runs"),
+    WF_OPT_ENUM(wf_config_run, precision, "f32", precisions,
+                "floating-point type of weights and activations"),
+    WF_OPT_I64F(wf_config_run, threads, "auto", 1, 4096, WF_OPT_AUTO | WF_OPT_RESUME,
+                "CPU threads; auto: OMP_NUM_THREADS or the cores"),
+    WF_OPT_END};
+
+static const wf_option data_table[] = {
+    WF_OPT_STRF(wf_config_data, store, NULL, WF_OPT_REQUIRED, "token store made by weft data build"),
+    WF_OPT_I64(wf_config_data, seq_len, "256", 1, 1 << 30, "tokens of a sequence"),
+    WF_OPT_BOOL(wf_config_data, pack, "true", "several documents in a sequence, none seeing another"),
+    WF_OPT_BOOL(wf_config_data, shuffle, "true", "a new order of the documents in each epoch, from the seed"),
+    WF_OPT_I64F(wf_config_data, prefetch, "2", 0, 64, WF_OPT_RESUME, "batches prepared ahead on a thread"),
+    WF_OPT_END};
+
+static const wf_option model_table[] = {
+    WF_OPT_I64F(wf_config_model, d_model, NULL, 1, 1 << 20, WF_OPT_REQUIRED, "width of the residual stream"),
+    WF_OPT_I64F(wf_config_model, vocab, "auto", 1, 1 << 28, WF_OPT_AUTO,
+                "rows of the embedding; auto: the store's"),
+    WF_OPT_BOOL(wf_config_model, tie_embeddings, "true", "the head uses the embedding's weights"),
+    WF_OPT_ENUM(wf_config_model, position, "none", positions, "positions added to the embedding"),
+    WF_OPT_I64F(wf_config_model, max_len, "auto", 1, 1 << 30, WF_OPT_AUTO,
+                "rows of learned positions; auto: data.seq_len"),
+    WF_OPT_ENUM(wf_config_model, norm, "rmsnorm", norms, "normalisation before mixers, MLPs and the head"),
+    WF_OPT_F64F(wf_config_model, norm_eps, "auto", 0, 1, WF_OPT_AUTO,
+                "added under the root; auto: 1e-6 for rmsnorm, 1e-5 for layernorm"),
+    WF_OPT_F64(wf_config_model, dropout, "0", 0, 0.999,
+               "probability of dropping an element of a residual branch"),
+    WF_OPT_F64(wf_config_model, init_std, "0.02", 0, 10, "standard deviation of the initial weights"),
+    WF_OPT_BOOL(wf_config_model, scale_residual_init, "true",
+                "divide initial output projections by sqrt(2 layers), as GPT-2 does"),
+    WF_OPT_F64(wf_config_model, residual_scale, "1", 0, 100,
+               "factor on what a block adds to the residual stream"),
+    WF_OPT_F64(wf_config_model, logit_softcap, "0", 0, 1e6, "c in logits = c tanh(logits / c); 0: none"),
+    WF_OPT_END};
+
+const wf_option wf_config_block_table[] = {
+    WF_OPT_I64(wf_config_block, repeat, "1", 1, 4096,
+               "how often this block, or group of blocks, follows itself"),
+    WF_OPT_ENUMF(wf_config_block, norm, "auto", norms, WF_OPT_AUTO, "normalisation; auto: model.norm"),
+    WF_OPT_END};
+
+static const wf_option train_table[] = {
+    WF_OPT_I64F(wf_config_train, steps, NULL, 0, HUGE_COUNT, WF_OPT_REQUIRED | WF_OPT_RESUME,
+                "optimiser steps"),
+    WF_OPT_I64(wf_config_train, batch_tokens, "4096", 1, 1e12,
+               "tokens of a step, a multiple of data.seq_len"),
+    WF_OPT_I64(wf_config_train, accumulation, "1", 1, 1e6,
+               "parts a step's batch is computed in, one after another"),
+    WF_OPT_I64(wf_config_train, stream, "1", 1, 1e6, "pieces a sequence is cut into; gradients stay exact"),
+    WF_OPT_BOOL(wf_config_train, carry_state, "false",
+                "the state at a batch's end enters the next one, its gradient cut"),
+    WF_OPT_ENUM(wf_config_train, recompute, "none", recomputes,
+                "recompute blocks in backward instead of keeping them"),
+    WF_OPT_F64(wf_config_train, clip, "1.0", 0, INFINITY,
+               "limit of the gradient's norm over all weights; 0: none"),
+    WF_OPT_F64(wf_config_train, z_loss, "0", 0, 1e3, "weight of the squared log-normaliser in the loss"),
+    WF_OPT_F64(wf_config_train, ema, "0", 0, 0.9999999,
+               "decay of the averaged weights used by eval; 0: none"),
+    WF_OPT_STR(wf_config_train, no_decay, "norm, bias, gate, conv",
+               "weights without decay: kinds, or parts of parameter names, with commas"),
+    WF_OPT_I64(wf_config_train, max_skipped, "10", 0, 1e9,
+               "steps in a row with a non-finite loss or gradient before the run stops"),
+    WF_OPT_STR(wf_config_train, init, NULL, "weights to start from: a checkpoint or safetensors file"),
+    WF_OPT_END};
+
+static const wf_option parallel_table[] = {
+    WF_OPT_I64F(wf_config_parallel, data, "auto", 1, 1 << 20, WF_OPT_AUTO | WF_OPT_RESUME,
+                "ranks that share a batch; auto: all that sequence leaves"),
+    WF_OPT_I64F(wf_config_parallel, sequence, "1", 1, 1 << 20, WF_OPT_RESUME, "ranks that share a sequence"),
+    WF_OPT_ENUMF(wf_config_parallel, layout, "auto", layouts, WF_OPT_AUTO | WF_OPT_RESUME,
+                 "how a sequence lies over its ranks"),
+    WF_OPT_ENUMF(wf_config_parallel, transport, "auto", transports, WF_OPT_AUTO | WF_OPT_RESUME,
+                 "what carries messages between ranks"),
+    WF_OPT_I64F(wf_config_parallel, zero, "1", 0, 1, WF_OPT_RESUME,
+                "1: optimiser state is divided over the ranks of data; 0: each has all"),
+    WF_OPT_END};
+
+static const wf_option eval_table[] = {
+    WF_OPT_I64F(wf_config_eval, every, "100", 0, HUGE_COUNT, WF_OPT_RESUME,
+                "steps between evaluations; 0: only at the end"),
+    WF_OPT_I64F(wf_config_eval, batches, "auto", 1, HUGE_COUNT, WF_OPT_AUTO | WF_OPT_RESUME,
+                "batches of an evaluation; auto: the whole split"),
+    WF_OPT_ENUMF(wf_config_eval, split, "validation", splits, WF_OPT_RESUME, "which documents"), WF_OPT_END};
+
+static const wf_option checkpoint_table[] = {
+    WF_OPT_I64F(wf_config_checkpoint, every, "100", 0, HUGE_COUNT, WF_OPT_RESUME,
+                "steps between checkpoints; 0: only at the end"),
+    WF_OPT_I64F(wf_config_checkpoint, keep, "2", 1, 1e6, WF_OPT_RESUME, "how many of the last ones stay"),
+    WF_OPT_END};
+
+static const wf_option log_table[] = {WF_OPT_I64F(wf_config_log, every, "10", 1, HUGE_COUNT, WF_OPT_RESUME,
+                                                  "steps between lines of metrics.jsonl"),
+                                      WF_OPT_F64F(wf_config_log, smoothing, "0.95", 0, 0.9999, WF_OPT_RESUME,
+                                                  "share of the past in the smoothed loss on screen"),
+                                      WF_OPT_END};
+
+static const char *const model_nested[] = {"blocks", NULL};
+static const char *const train_nested[] = {"optimizer", "schedule", NULL};
+static const char *const none[] = {NULL};
+
+const wf_config_section wf_config_sections[] = {
+    {"run", "the run itself", run_table, offsetof(wf_config, run), none},
+    {"data", "what it reads", data_table, offsetof(wf_config, data), none},
+    {"model", "the network", model_table, offsetof(wf_config, model), model_nested},
+    {"train", "how it learns", train_table, offsetof(wf_config, train), train_nested},
+    {"parallel", "how it spreads over ranks", parallel_table, offsetof(wf_config, parallel), none},
+    {"eval", "measuring on held-out text", eval_table, offsetof(wf_config, eval), none},
+    {"checkpoint", "saving", checkpoint_table, offsetof(wf_config, checkpoint), none},
+    {"log", "reporting", log_table, offsetof(wf_config, log), none},
+    {0}};
