@@ -1,6 +1,6 @@
 /* System calls in loops, with errors a user can act on; atomic replacement by rename.
  *
- * Every failed call ends in io_error(), which words the message from errno and adds the hint. */
+ * Every failed call ends in wf_io_error(), which words the message from errno and adds the hint. */
 #define _GNU_SOURCE
 #include "core/file.h"
 
@@ -54,11 +54,11 @@ static void hint_for(wf_status s, int error, const char *path) {
   }
 }
 
-static wf_status io_error(const char *verb, const char *path) {
-  int error = errno;
+wf_status wf_io_error(int error, const char *verb, const char *path) {
   wf_status s =
       WF_FAIL(error == ENOENT ? WF_ENOTFOUND : WF_EIO, "cannot %s %s: %s", verb, path, strerror(error));
   hint_for(s, error, path);
+  errno = error;
   return s;
 }
 
@@ -67,7 +67,7 @@ wf_status wf_read_at(int fd, const char *path, void *data, int64_t bytes, int64_
   for (int64_t left = bytes; left > 0;) {
     ssize_t n = pread(fd, at, (size_t)(left < STEP ? left : STEP), (off_t)offset);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return io_error("read", path);
+    if (n < 0) return wf_io_error(errno, "read", path);
     if (n == 0)
       return WF_FAIL(WF_EFORMAT, "%s ends at byte %lld, %lld bytes too early", path, (long long)offset,
                      (long long)left);
@@ -84,7 +84,7 @@ wf_status wf_write_at(int fd, const char *path, const void *data, int64_t bytes,
     ssize_t n = pwrite(fd, at, (size_t)(left < STEP ? left : STEP), (off_t)offset);
     if (n < 0 && errno == EINTR) continue;
     if (n == 0) errno = ENOSPC; /* a device that takes nothing more */
-    if (n <= 0) return io_error("write", path);
+    if (n <= 0) return wf_io_error(errno, "write", path);
     at += n;
     offset += n;
     left -= n;
@@ -95,9 +95,9 @@ wf_status wf_write_at(int fd, const char *path, const void *data, int64_t bytes,
 wf_status wf_open_read(const char *path, int *fd) {
   struct stat st;
   int opened = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make us wait */
-  if (opened < 0) return io_error("open", path);
+  if (opened < 0) return wf_io_error(errno, "open", path);
   if (fstat(opened, &st) != 0) {
-    wf_status s = io_error("open", path);
+    wf_status s = wf_io_error(errno, "open", path);
     close(opened);
     return s;
   }
@@ -112,15 +112,22 @@ wf_status wf_open_read(const char *path, int *fd) {
 
 wf_status wf_file_size(int fd, const char *path, int64_t *bytes) {
   struct stat st;
-  if (fstat(fd, &st) != 0) return io_error("examine", path);
+  if (fstat(fd, &st) != 0) return wf_io_error(errno, "examine", path);
   *bytes = (int64_t)st.st_size;
   return WF_OK;
 }
 
 wf_status wf_sync(int fd, const char *path) {
   while (fsync(fd) != 0)
-    if (errno != EINTR) return io_error("sync", path);
+    if (errno != EINTR) return wf_io_error(errno, "sync", path);
   return WF_OK;
+}
+
+wf_status wf_reserve(int fd, const char *path, int64_t bytes) {
+  if (bytes <= 0 || fallocate(fd, 0, 0, (off_t)bytes) == 0) return WF_OK;
+  if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
+    return wf_io_error(errno, "reserve space for", path);
+  return WF_OK; /* this file system cannot */
 }
 
 wf_status wf_copy_range(int from, const char *from_path, int64_t from_offset, int to, const char *to_path,
@@ -192,7 +199,7 @@ wf_status wf_replace_begin(const char *path, wf_replace *r) {
   /* One left by a process of this number that was killed would be in the way. */
   r->fd = open(r->tmp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (r->fd < 0) {
-    s = io_error("create", r->tmp);
+    s = wf_io_error(errno, "create", r->tmp);
     goto fail;
   }
   return WF_OK;
@@ -208,8 +215,8 @@ wf_status wf_replace_commit(wf_replace *r) {
   int fd = r->fd;
   r->fd = -1;
   if (close(fd) != 0 && s == WF_OK)
-    s = io_error("close", r->tmp); /* some network file systems tell only here */
-  if (s == WF_OK && rename(r->tmp, r->path) != 0) s = io_error("replace", r->path);
+    s = wf_io_error(errno, "close", r->tmp); /* some network file systems tell only here */
+  if (s == WF_OK && rename(r->tmp, r->path) != 0) s = wf_io_error(errno, "replace", r->path);
   if (s != WF_OK) {
     wf_replace_abandon(r);
     return s;
@@ -254,8 +261,7 @@ wf_status wf_make_directories(const char *path) {
       if (!wf_is_directory(part)) {
         if (error == EEXIST)
           return WF_FAIL(WF_EEXISTS, "cannot create the folder %s: a file has that name", part);
-        errno = error;
-        return io_error("create the folder", part);
+        return wf_io_error(error, "create the folder", part);
       }
     }
     part[i] = kept;
@@ -274,20 +280,22 @@ wf_status wf_sync_parent(const char *path) {
   if (!parent_of(path, folder, sizeof folder)) return WF_FAIL(WF_EINVAL, "the file's name is too long");
   int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0)
-    return errno == EACCES ? WF_OK : io_error("open", folder); /* a folder one may write but not list */
+    return errno == EACCES ? WF_OK
+                           : wf_io_error(errno, "open", folder); /* a folder one may write but not list */
   wf_status s = WF_OK;
-  if (fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP) s = io_error("sync", folder); /* not all can */
+  if (fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP)
+    s = wf_io_error(errno, "sync", folder); /* not all can */
   close(fd);
   return s;
 }
 
 wf_status wf_remove_file(const char *path) {
-  if (unlink(path) != 0 && errno != ENOENT) return io_error("remove", path);
+  if (unlink(path) != 0 && errno != ENOENT) return wf_io_error(errno, "remove", path);
   return WF_OK;
 }
 
 wf_status wf_rename(const char *from, const char *to) {
-  if (rename(from, to) != 0) return io_error("rename", from);
+  if (rename(from, to) != 0) return wf_io_error(errno, "rename", from);
   WF_TRY(wf_sync_parent(to));
   return WF_OK;
 }
@@ -308,11 +316,11 @@ static void first_entry(const char *directory, char *out, size_t size) {
 wf_status wf_remove_directory(const char *directory, const char *const *names, int n) {
   if (!wf_file_exists(directory)) return WF_OK;
   int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return io_error("open the folder", directory);
+  if (fd < 0) return wf_io_error(errno, "open the folder", directory);
   wf_status s = WF_OK;
   for (int i = 0; i < n && s == WF_OK; i++) {
     if (unlinkat(fd, names[i], 0) != 0 && errno != ENOENT) {
-      s = io_error("remove", names[i]);
+      s = wf_io_error(errno, "remove", names[i]);
       wf_context(s, "in %s", directory);
     }
   }
@@ -322,10 +330,9 @@ wf_status wf_remove_directory(const char *directory, const char *const *names, i
     int error = errno;
     char name[NAME_MAX + 1];
     first_entry(directory, name, sizeof name);
-    errno = error;
     if (name[0] && (error == ENOTEMPTY || error == EEXIST))
       return WF_FAIL(WF_EIO, "%s also holds %s, which Weft did not write: the folder stays", directory, name);
-    return io_error("remove the folder", directory);
+    return wf_io_error(error, "remove the folder", directory);
   }
   return WF_OK;
 }

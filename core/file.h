@@ -17,6 +17,10 @@
 extern "C" {
 #endif
 
+/* "cannot VERB PATH: what errno says", and the hint that belongs to it. errno is `error` afterwards. For
+ * system calls made elsewhere. */
+wf_status wf_io_error(int error, const char *verb, const char *path);
+
 /* Exactly `bytes` at `offset`, however many system calls it takes; any size. A file that ends earlier:
  * WF_EFORMAT. Thread-safe on one descriptor. */
 wf_status wf_read_at(int fd, const char *path, void *data, int64_t bytes, int64_t offset);
@@ -25,6 +29,10 @@ wf_status wf_write_at(int fd, const char *path, const void *data, int64_t bytes,
 wf_status wf_open_read(const char *path, int *fd); /* regular files only; close(*fd) is the caller's */
 wf_status wf_file_size(int fd, const char *path, int64_t *bytes);
 wf_status wf_sync(int fd, const char *path); /* data and metadata are on the disk afterwards */
+
+/* Claim the disk's blocks for the first `bytes`, growing the file to that size, so that a full disk shows at
+ * once and not after an hour of writing. Nothing happens on file systems that cannot. */
+wf_status wf_reserve(int fd, const char *path, int64_t bytes);
 
 /* Copy `bytes` from one descriptor to another. */
 wf_status wf_copy_range(int from, const char *from_path, int64_t from_offset, int to, const char *to_path,
