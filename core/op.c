@@ -146,6 +146,32 @@ static wf_status run_kernel(const wf_call *call) {
   return s;
 }
 
+/* Outputs that are slices the kernel cannot write: contiguous scratch for them, and the copy afterwards. */
+static bool writable(const wf_op *op, int i, const wf_tensor *t) {
+  bool slices = op->flags & WF_OP_JOINED_OUT || op == &wf_op_copy || op->rowmajor_out >> i & 1;
+  return slices || op->flags & WF_OP_INPLACE || wf_is_contiguous(t);
+}
+
+static wf_status run_to_slices(wf_call *call, wf_tensor *const *out) {
+  wf_ctx *c = call->ctx;
+  wf_tensor *tmp[WF_MAX_OUT];
+  uint32_t add = call->add;
+  for (int i = 0; i < call->n_out; i++) {
+    bool direct = writable(call->op, i, out[i]);
+    tmp[i] = direct ? out[i] : wf_empty_like(c, "activation", out[i]);
+    if (wf_is_poison(tmp[i])) return wf_ctx_check(c);
+    if (!direct) call->add &= ~(1u << i);
+  }
+  call->out = tmp;
+  WF_TRY(run_kernel(call));
+  for (int i = 0; i < call->n_out; i++) {
+    if (tmp[i] == out[i]) continue;
+    c->copies++;
+    WF_TRY(wf_op_run(c, &wf_op_copy, 1, &tmp[i], NULL, 1, &out[i], add >> i & 1));
+  }
+  return WF_OK;
+}
+
 static wf_status check_inputs(const wf_op *op, int n_in, wf_tensor *const *in) {
   if (n_in < op->min_in || n_in > op->max_in)
     return WF_FAIL(WF_EINVAL, "op '%s' takes %d to %d inputs, not %d", op->name, op->min_in, op->max_in,
@@ -172,7 +198,9 @@ wf_status wf_op_run(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, 
     tmp[i] = laid_out(c, op, i, in[i]);
     if (tmp[i] && wf_is_poison(tmp[i])) st = c->status;
   }
-  if (st == WF_OK) st = run_kernel(&call);
+  bool direct = true;
+  for (int i = 0; i < n_out; i++) direct &= writable(op, i, out[i]);
+  if (st == WF_OK) st = direct ? run_kernel(&call) : run_to_slices(&call, out);
   wf_scope_close(c, s);
   return st == WF_OK ? WF_OK : wf_frame_at(op->name, 0, "wf_op_run", st);
 }
