@@ -1,0 +1,61 @@
+/* The `weft` program itself, started as a user starts it. */
+#define _GNU_SOURCE /* mkdtemp */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "tests/check_main.h"
+
+static char output[60000];
+
+/* Run `weft ARGUMENTS` in a shell; output and errors together in `output`. Returns the exit code. */
+static int weft(const char *arguments) {
+  char line[2000];
+  snprintf(line, sizeof line, "%s %s 2>&1", WEFT_PROGRAM, arguments);
+  FILE *pipe = popen(line, "r");
+  ck_assert_ptr_nonnull(pipe);
+  const size_t n = fread(output, 1, sizeof output - 1, pipe);
+  output[n] = '\0';
+  const int status = pclose(pipe);
+  ck_assert_msg(WIFEXITED(status), "%s", output);
+  return WEXITSTATUS(status);
+}
+
+static void expect(const char *arguments, int code, const char *text) {
+  ck_assert_msg(weft(arguments) == code, "%s: %s", arguments, output);
+  ck_assert_msg(strstr(output, text), "%s: %s", arguments, output);
+}
+
+START_TEST(it_says_what_it_is) {
+  expect("version", 0, "weft 0.");
+  expect("--help", 0, "weft doctor");
+  expect("", 0, "weft doctor");
+  expect("version now", 1, "weft: error: weft version: \"now\" is one argument too many");
+  expect("docter", 1, "hint: did you mean weft doctor?");
+}
+END_TEST
+
+START_TEST(doctor_examines_the_machine) {
+  expect("doctor", 0, "openblas     OpenMP");
+  static const char *const lines[] = {"\nprocessor ", "\ndevice ", "\nthreads ", "\nmemory ",
+                                      "\nmpi ",       "\ngpu ",    "\nhdf5 "};
+  for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+    ck_assert_msg(strstr(output, lines[i]), "%s", lines[i]);
+  setenv("OMP_NUM_THREADS", "1000", 1);
+  expect("doctor", 0, "slow: more threads than the process may use\n  hint: set OMP_NUM_THREADS");
+  setenv("OMP_NUM_THREADS", "2", 1);
+}
+END_TEST
+
+static Suite *program_suite(void) {
+  Suite *s = suite_create("program");
+  TCase *t = tcase_create("program");
+  tcase_add_test(t, it_says_what_it_is);
+  tcase_add_test(t, doctor_examines_the_machine);
+  suite_add_tcase(s, t);
+  return s;
+}
+
+WF_CHECK_MAIN(program_suite)
