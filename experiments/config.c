@@ -13,7 +13,11 @@
 #include "experiments/yaml.h"
 
 static const char TAG[] = "config";
-enum { MAX_LAYERS = 4096 };
+enum {
+  MAX_LAYERS = 4096,
+  MAX_BLOCKS = 128,
+  MAX_STRING = 4096
+}; /* what is printed must be small enough to load */
 
 /* --- types
  * --------------------------------------------------------------------------------------------------- */
@@ -96,6 +100,9 @@ static wf_status read_option(const wf_option *o, const wf_yaml_node *value, void
                                section, o->name, text),
                        "leave the quotes out"));
   }
+  if (strlen(text) > MAX_STRING)
+    return wf_yaml_at(value,
+                      WF_FAIL(WF_EINVAL, "%s.%s is longer than %d bytes", section, o->name, MAX_STRING));
   const wf_status s = wf_options_set(table, self, o->name, text);
   return s == WF_OK ? s : wf_yaml_at(value, wf_context(s, "%s", section));
 }
@@ -218,6 +225,12 @@ static void free_blocks(wf_config_block *blocks, size_t n) {
     wf_free(blocks[i].where);
   }
   wf_free(blocks);
+}
+
+static size_t count_written(const wf_config_block *blocks, size_t n) {
+  size_t all = n;
+  for (size_t i = 0; i < n; i++) all += count_written(blocks[i].blocks, blocks[i].n_blocks);
+  return all;
 }
 
 /* Count the layers (out == NULL) or write them out. */
@@ -354,6 +367,10 @@ static wf_status check_all(const wf_config *c, const wf_yaml_node *root) {
         wf_hint(
             WF_FAIL(WF_EINVAL, "train.carry_state needs documents in their order, but data.shuffle is true"),
             "set data.shuffle: false"));
+  if (count_written(c->model.blocks, c->model.n_blocks) > MAX_BLOCKS)
+    return at_key(root, "model", "blocks",
+                  wf_hint(WF_FAIL(WF_EINVAL, "more than %d blocks are written out", MAX_BLOCKS),
+                          "use repeat, and groups: {repeat: 4, blocks: [...]}"));
   size_t layers = 0;
   return expand(c->model.blocks, c->model.n_blocks, NULL, &layers);
 }

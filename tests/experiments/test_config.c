@@ -168,6 +168,25 @@ START_TEST(wrong_input_is_refused_at_its_place) {
 }
 END_TEST
 
+START_TEST(long_configs_are_refused) {
+  char text[16000] = "data: {store: a}\ntrain: {steps: 1}\nmodel: {d_model: 4, blocks: [&x {mixer: identity}";
+  for (int i = 0; i < 127; i++) strcat(text, ", *x");
+  strcat(text, "]}\n");
+  wf_config c = load(text, NULL);
+  char *printed;
+  ck_assert_int_eq(wf_config_print(&c, &printed), WF_OK);
+  wf_config d = load(printed, NULL); /* the longest that loads is still small enough when written out */
+  wf_free(printed);
+  wf_config_free(&c);
+  wf_config_free(&d);
+  expect_error(text, "model.blocks.128={mixer: identity}", "tiny.yaml:3:29: more than 128 blocks",
+               "use repeat");
+  char name[6000] = "run.name=";
+  memset(name + 9, 'a', 5000);
+  expect_error(tiny, name, "run.name is longer than 4096 bytes", "");
+}
+END_TEST
+
 static void expect_block_error(const char *block, const char *message, const char *hint) {
   char text[1000];
   snprintf(text, sizeof text, "data: {store: a}\nmodel: {d_model: 4, blocks: [%s]}\n", block);
@@ -285,6 +304,7 @@ static Suite *config_suite(void) {
   tcase_add_test(t, printing_reads_back_the_same);
   tcase_add_test(t, overrides_are_read_like_the_file);
   tcase_add_test(t, wrong_input_is_refused_at_its_place);
+  tcase_add_test(t, long_configs_are_refused);
   tcase_add_test(t, wrong_blocks_are_refused_at_their_place);
   tcase_add_test(t, impossible_combinations_are_refused);
   tcase_add_test(t, files_are_read_and_missing_ones_named);
