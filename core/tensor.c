@@ -176,7 +176,8 @@ static wf_tensor *with_storage(wf_ctx *c, wf_tensor *t, const char *tag, void *d
 
 wf_tensor *wf_empty(wf_ctx *c, const char *tag, wf_dtype dtype, int ndim, const int64_t *shape) {
   size_t bytes = 0;
-  return with_storage(c, shaped(c, dtype, ndim, shape, &bytes), tag, NULL, bytes);
+  wf_tensor *t = shaped(c, dtype, ndim, shape, &bytes);
+  return with_storage(c, t, tag, NULL, bytes);
 }
 
 wf_tensor *wf_empty_like(wf_ctx *c, const char *tag, const wf_tensor *t) {
@@ -207,7 +208,8 @@ wf_tensor *wf_borrow(wf_ctx *c, wf_dtype dtype, int ndim, const int64_t *shape, 
   if (wf_device_kind(c->dev) != WF_CPU)
     return wf_poison(c, WF_FAIL(WF_EUNSUPPORTED, "host memory can be borrowed on the CPU only"));
   size_t bytes = 0;
-  wf_tensor *t = with_storage(c, shaped(c, dtype, ndim, shape, &bytes), "borrowed", data, bytes);
+  wf_tensor *t = shaped(c, dtype, ndim, shape, &bytes);
+  t = with_storage(c, t, "borrowed", data, bytes);
   if (!wf_is_poison(t)) t->storage->release = release_nothing;
   return t;
 }
