@@ -167,11 +167,6 @@ static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
   return WF_OK;
 }
 
-static wf_tensor *vjp_alias(const wf_vjp *g, int i) {
-  const sum_attr *a = g->attr;
-  return a->scale == 1 ? wf_expand_raw(g->dout[0], g->in[i]->ndim, g->in[i]->shape) : NULL;
-}
-
 static wf_status vjp(const wf_vjp *g) {
   const sum_attr *a = g->attr;
   wf_tensor *wide = wf_expand_raw(g->dout[0], g->in[0]->ndim, g->in[0]->shape);
@@ -200,7 +195,6 @@ const wf_op wf_op_sum_to = {
     .vjp_adds = 1,
     .infer = infer,
     .vjp = vjp,
-    .vjp_alias = vjp_alias,
     .cpu = &sum_to_cpu,
     .cuda = WF_CUDA_FN(sum_to),
     .sample = sample,

@@ -1,0 +1,363 @@
+/* Every op of the table on its samples: float32 against float64, each instruction set against the best one,
+ * strided inputs against contiguous ones, adding against overwriting; then what samples do not reach. */
+#include "autograd/gradcheck.h"
+#include "core/memory.h"
+#include "core/ops.h"
+#include "tests/check_main.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static wf_device *dev;
+static wf_ctx *ctx;
+
+static wf_device *open_isa(const char *isa) {
+  wf_device *d = NULL;
+  if (isa)
+    setenv("WEFT_ISA", isa, 1);
+  else
+    unsetenv("WEFT_ISA");
+  wf_status s = wf_device_open(WF_CPU, 0, &d);
+  unsetenv("WEFT_ISA");
+  return s == WF_OK ? d : NULL;
+}
+
+static void setup(void) {
+  dev = open_isa(NULL);
+  ck_assert_msg(dev && wf_ctx_create(dev, &ctx) == WF_OK, "%s", wf_error_message());
+}
+static void teardown(void) {
+  wf_ctx_free(ctx);
+  wf_device_close(dev);
+  ck_assert_int_eq(wf_mem_live(), 0);
+}
+
+/* The outputs of one run, as doubles. */
+typedef struct result {
+  int n;
+  int64_t size[WF_MAX_OUT];
+  double *value[WF_MAX_OUT];
+} result;
+
+static void drop(result *r) {
+  for (int i = 0; i < r->n; i++) wf_free(r->value[i]);
+}
+
+static double *doubles(wf_ctx *c, wf_tensor *t) {
+  int64_t n = wf_numel(t);
+  double *v = wf_alloc("test", (size_t)(n ? n : 1) * sizeof *v);
+  ck_assert_ptr_nonnull(v);
+  if (t->dtype <= WF_F64) {
+    wf_status s = wf_to_host(wf_cast(c, t, WF_F64), v);
+    ck_assert_msg(s == WF_OK, "%s", wf_error_message());
+    return v;
+  }
+  for (int64_t i = 0; i < n; i++) {
+    wf_tensor *one = wf_view_raw(wf_contiguous(c, t), 0, NULL, NULL, i);
+    ck_assert(wf_item(one, &v[i]) == WF_OK);
+  }
+  return v;
+}
+
+static result outputs(wf_ctx *c, const char *name, int sample, int n, wf_tensor **out) {
+  result r = {.n = n};
+  wf_status s = wf_ctx_check(c);
+  ck_assert_msg(s == WF_OK, "op %s, sample %d: %s", name, sample, wf_error_message());
+  for (int i = 0; i < n; i++) {
+    r.size[i] = wf_numel(out[i]);
+    r.value[i] = doubles(c, out[i]);
+  }
+  return r;
+}
+
+static wf_sample make_sample(wf_ctx *c, const wf_op *op, int k, wf_dtype real) {
+  wf_sample s = {.ctx = c, .real = real, .index = k};
+  ck_assert_msg(op->sample(&s) == WF_OK, "op %s, sample %d: %s", op->name, k, wf_error_message());
+  ck_assert_msg(wf_ctx_check(c) == WF_OK, "op %s, sample %d: %s", op->name, k, wf_error_message());
+  return s;
+}
+
+static int n_outputs(const wf_op *op, const wf_sample *s) {
+  if (op->n_out > 0) return op->n_out;
+  wf_desc d[WF_MAX_OUT];
+  int n = 0;
+  wf_call call = {s->ctx, op, s->attr, s->n_in, 0, s->in, NULL, 0};
+  ck_assert(op->infer(&call, d, &n) == WF_OK);
+  return n;
+}
+
+static result run(wf_ctx *c, const wf_op *op, int k, wf_dtype real, bool contiguous) {
+  wf_scope scope = wf_scope_open(c);
+  wf_sample s = make_sample(c, op, k, real);
+  if (contiguous)
+    for (int i = 0; i < s.n_in; i++)
+      if (s.in[i]) s.in[i] = wf_contiguous(c, s.in[i]);
+  int n = n_outputs(op, &s);
+  wf_tensor *out[WF_MAX_OUT];
+  wf_op_apply(c, op, s.n_in, s.in, s.attr, out);
+  result r = outputs(c, op->name, k, n, out);
+  wf_scope_close(c, scope);
+  return r;
+}
+
+static void expect_near(const wf_op *op, int k, const char *what, result a, result b, double tolerance) {
+  ck_assert_int_eq(a.n, b.n);
+  for (int i = 0; i < a.n; i++) {
+    ck_assert_int_eq(a.size[i], b.size[i]);
+    wf_error e = wf_compare(a.size[i], a.value[i], b.value[i]);
+    ck_assert_msg(e.err2 <= tolerance && e.errmax <= 10 * tolerance,
+                  "op %s, sample %d, output %d, %s: err2 %.2e, errmax %.2e at %lld: %.9g, not %.9g", op->name,
+                  k, i, what, e.err2, e.errmax, (long long)e.worst, a.value[i][e.worst], b.value[i][e.worst]);
+  }
+}
+
+START_TEST(described) {
+  for (int i = 0; i < wf_op_count(); i++) {
+    const wf_op *op = wf_op_at(i);
+    ck_assert_msg(!!op->vjp != !!op->nondiff, "op %s: a gradient, or a reason for none", op->name);
+    ck_assert_msg(op->sample && op->n_samples > 0, "op %s has no samples", op->name);
+    ck_assert_msg(op->flags & WF_OP_VIEW ? op->view && !op->cpu : op->infer && op->cpu, "op %s", op->name);
+    ck_assert_ptr_eq(wf_op_find(op->name), op);
+  }
+}
+END_TEST
+
+START_TEST(f32_against_f64) {
+  for (int i = 0; i < wf_op_count(); i++) {
+    const wf_op *op = wf_op_at(i);
+    for (int k = 0; k < op->n_samples; k++) {
+      result a = run(ctx, op, k, WF_F32, false), b = run(ctx, op, k, WF_F64, false);
+      expect_near(op, k, "f32 against f64", a, b, 1e-5);
+      drop(&a);
+      drop(&b);
+    }
+  }
+}
+END_TEST
+
+START_TEST(strided_against_contiguous) {
+  for (int i = 0; i < wf_op_count(); i++) {
+    const wf_op *op = wf_op_at(i);
+    for (int k = 0; k < op->n_samples; k++) {
+      if (op->flags & WF_OP_INPLACE) continue;
+      result a = run(ctx, op, k, WF_F64, false), b = run(ctx, op, k, WF_F64, true);
+      expect_near(op, k, "strided against contiguous", a, b, 1e-13);
+      drop(&a);
+      drop(&b);
+    }
+  }
+}
+END_TEST
+
+START_TEST(instruction_sets) {
+  static const char *const names[] = {"v2", "v3", "v4"};
+  for (int j = 0; j < 3; j++) {
+    wf_device *d = open_isa(names[j]);
+    if (!d) continue; /* beyond this machine */
+    wf_ctx *c;
+    ck_assert(wf_ctx_create(d, &c) == WF_OK);
+    for (int i = 0; i < wf_op_count(); i++) {
+      const wf_op *op = wf_op_at(i);
+      for (int k = 0; k < op->n_samples; k++)
+        for (int f64 = 0; f64 < 2; f64++) {
+          wf_dtype real = f64 ? WF_F64 : WF_F32;
+          result a = run(c, op, k, real, false), b = run(ctx, op, k, WF_F64, false);
+          expect_near(op, k, names[j], a, b, f64 ? 1e-12 : 1e-5);
+          drop(&a);
+          drop(&b);
+        }
+    }
+    wf_ctx_free(c);
+    wf_device_close(d);
+  }
+}
+END_TEST
+
+/* Adding to an output gives what was there plus what overwriting gives. */
+START_TEST(adding) {
+  for (int i = 0; i < wf_op_count(); i++) {
+    const wf_op *op = wf_op_at(i);
+    if (!op->adds || op->flags & (WF_OP_VIEW | WF_OP_INPLACE)) continue;
+    for (int k = 0; k < op->n_samples; k++) {
+      wf_scope scope = wf_scope_open(ctx);
+      result plain = run(ctx, op, k, WF_F64, false);
+      wf_sample s = make_sample(ctx, op, k, WF_F64);
+      wf_tensor *out[WF_MAX_OUT];
+      wf_op_apply(ctx, op, s.n_in, s.in, s.attr, out);
+      uint32_t add = op->adds & ((1u << plain.n) - 1);
+      wf_status st = wf_op_run(ctx, op, s.n_in, s.in, s.attr, plain.n, out, add);
+      ck_assert_msg(st == WF_OK, "op %s: %s", op->name, wf_error_message());
+      result twice = outputs(ctx, op->name, k, plain.n, out);
+      for (int j = 0; j < plain.n; j++)
+        for (int64_t e = 0; e < plain.size[j] && add >> j & 1; e++) plain.value[j][e] *= 2;
+      expect_near(op, k, "added", twice, plain, 1e-13);
+      drop(&plain);
+      drop(&twice);
+      wf_scope_close(ctx, scope);
+    }
+  }
+}
+END_TEST
+
+/* ---- beyond the samples ---- */
+
+static wf_tensor *numbers(wf_dtype dtype, int ndim, const int64_t *shape, const char *site) {
+  int64_t n = 1;
+  for (int i = 0; i < ndim; i++) n *= shape[i];
+  double *v = wf_alloc("test", (size_t)(n ? n : 1) * sizeof *v);
+  wf_rng_key key = wf_rng_key_make(7, "test", site);
+  for (int64_t i = 0; i < n; i++) v[i] = (double)(float)wf_rng_normal(key, (uint64_t)i);
+  wf_tensor *t = wf_cast(ctx, wf_from_host(ctx, "test", WF_F64, ndim, shape, v), dtype);
+  wf_free(v);
+  return t;
+}
+
+static void expect_same(const char *what, wf_tensor *a, wf_tensor *b, double tolerance) {
+  ck_assert_msg(wf_ctx_check(ctx) == WF_OK, "%s: %s", what, wf_error_message());
+  ck_assert_msg(wf_same_shape(a, b), "%s: shapes differ", what);
+  double *x = doubles(ctx, a), *y = doubles(ctx, b);
+  wf_error e = wf_compare(wf_numel(a), x, y);
+  ck_assert_msg(e.err2 <= tolerance && e.errmax <= 10 * tolerance, "%s: err2 %.2e, errmax %.2e", what, e.err2,
+                e.errmax);
+  wf_free(x);
+  wf_free(y);
+}
+
+/* Large enough for several threads, all patterns of kept and summed dimensions; ones sum exactly. */
+START_TEST(large_sums) {
+  static const int64_t shape[4] = {5, 33, 3, 301};
+  wf_tensor *x = numbers(WF_F64, 4, shape, "sum"), *f = wf_cast(ctx, x, WF_F32);
+  double *host = doubles(ctx, x);
+  for (int mask = 0; mask < 16; mask++) {
+    wf_scope s = wf_scope_open(ctx);
+    int64_t to[4], n = 1;
+    for (int d = 0; d < 4; d++) {
+      to[d] = mask >> d & 1 ? 1 : shape[d];
+      n *= to[d];
+    }
+    double *want = wf_calloc("test", (size_t)n, sizeof *want);
+    for (int64_t i = 0; i < wf_numel(x); i++) {
+      int64_t rest = i, at = 0, step = 1;
+      for (int d = 3; d >= 0; d--) {
+        int64_t j = rest % shape[d];
+        rest /= shape[d];
+        if (to[d] > 1) at += j * step;
+        step *= to[d];
+      }
+      want[at] += host[i];
+    }
+    wf_tensor *w = wf_from_host(ctx, "test", WF_F64, 4, to, want);
+    expect_same("sum, f64", wf_sum_to(ctx, x, 4, to), w, 1e-13);
+    expect_same("sum, f32", wf_sum_to(ctx, f, 4, to), w, 1e-6);
+    wf_free(want);
+    wf_scope_close(ctx, s);
+  }
+  wf_free(host);
+  wf_tensor *flat = wf_reshape(ctx, x, WF_SHAPE(-1, 301));
+  expect_same("mean", wf_affine(ctx, wf_mean(ctx, flat, -1, false), 301, 0), wf_sum(ctx, flat, 1, false),
+              1e-13);
+  expect_same("sum of all", wf_sum_all(ctx, x), wf_sum(ctx, wf_sum(ctx, flat, 0, false), 0, false), 1e-12);
+}
+END_TEST
+
+/* Sizes past the vectors and threads of every path: few rows, many rows, joined and separate weights. */
+START_TEST(large_products) {
+  static const int64_t rows[] = {1, 2, 3, 4, 5, 37, 200};
+  wf_tensor *all = numbers(WF_F64, WF_SHAPE(3 * 67, 131), "w"), *bias = numbers(WF_F64, WF_SHAPE(67), "b");
+  for (int i = 0; i < 7; i++) {
+    wf_scope s = wf_scope_open(ctx);
+    wf_tensor *x = numbers(WF_F64, WF_SHAPE(rows[i], 131), "x"), *w[3], *b[3] = {NULL, bias, NULL}, *y[3],
+              *z[3];
+    for (int j = 0; j < 3; j++) w[j] = wf_slice(ctx, all, 0, 67 * j, 67 * (j + 1));
+    wf_linear_n(ctx, x, 3, w, b, y);
+    wf_tensor *f[3], *fb[3];
+    for (int j = 0; j < 3; j++) {
+      f[j] = wf_cast(ctx, w[j], WF_F32);
+      fb[j] = b[j] ? wf_cast(ctx, b[j], WF_F32) : NULL;
+    }
+    wf_linear_n(ctx, wf_cast(ctx, x, WF_F32), 3, f, fb, z); /* apart, since each was copied */
+    for (int j = 0; j < 3; j++) {
+      wf_tensor *plain = wf_matmul(ctx, x, wf_transpose(ctx, w[j], 0, 1));
+      if (b[j]) plain = wf_add(ctx, plain, b[j]);
+      expect_same("joined projections", y[j], plain, 1e-13);
+      expect_same("separate projections, f32", z[j], plain, 1e-5);
+      /* by sums, without BLAS */
+      wf_tensor *wide = wf_mul(ctx, wf_reshape(ctx, x, WF_SHAPE(rows[i], 1, 131)), w[j]);
+      wf_tensor *slow = wf_sum(ctx, wide, -1, false);
+      expect_same("product", plain, b[j] ? wf_add(ctx, slow, b[j]) : slow, 1e-12);
+    }
+    wf_scope_close(ctx, s);
+  }
+  wf_tensor *p = numbers(WF_F64, WF_SHAPE(20, 17, 9), "p"), *q = numbers(WF_F64, WF_SHAPE(20, 9, 11), "q");
+  wf_tensor *r = wf_matmul(ctx, p, q);
+  for (int64_t i = 0; i < 20; i++)
+    expect_same("batch", wf_view_raw(r, WF_SHAPE(17, 11), NULL, i * 17 * 11),
+                wf_matmul(ctx, wf_view_raw(p, WF_SHAPE(17, 9), NULL, i * 17 * 9),
+                          wf_view_raw(q, WF_SHAPE(9, 11), NULL, i * 9 * 11)),
+                1e-14);
+}
+END_TEST
+
+START_TEST(views) {
+  wf_tensor *x = numbers(WF_F32, WF_SHAPE(6, 20), "view");
+  wf_tensor *part = wf_slice(ctx, x, 1, 8, 16);
+  int64_t copies = wf_ctx_copies(ctx);
+  wf_tensor *heads = wf_reshape(ctx, part, WF_SHAPE(2, 3, 4, 2));
+  ck_assert_ptr_eq(heads->storage, x->storage);
+  wf_tensor *turned = wf_transpose(ctx, heads, 1, -2);
+  ck_assert_int_eq(turned->shape[1], 4);
+  wf_tensor *copied = wf_reshape(ctx, turned, WF_SHAPE(-1)); /* no view of it: a copy */
+  ck_assert(copied->storage != x->storage);
+  ck_assert_int_eq(wf_ctx_copies(ctx), copies);
+  expect_same("there and back", wf_transpose(ctx, wf_reshape(ctx, copied, WF_SHAPE(2, 4, 3, 2)), 1, 2), heads,
+              0);
+  expect_same("expanded", wf_sum(ctx, wf_expand(ctx, part, WF_SHAPE(5, 6, 8)), 0, false),
+              wf_affine(ctx, part, 5, 0), 1e-6);
+}
+END_TEST
+
+static void expect_refused(wf_tensor *t, const char *text) {
+  ck_assert(wf_is_poison(t));
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
+  ck_assert_msg(strstr(wf_error_message(), text), "'%s' says nothing of '%s'", wf_error_message(), text);
+}
+
+START_TEST(refusals) {
+  wf_tensor *x = numbers(WF_F32, WF_SHAPE(4, 6), "x"), *y = numbers(WF_F32, WF_SHAPE(5, 6), "y");
+  expect_refused(wf_add(ctx, x, y), "[4, 6] f32 and [5, 6] f32 do not broadcast");
+  expect_refused(wf_add(ctx, x, wf_cast(ctx, x, WF_F64)), "both f32 and f64");
+  expect_refused(wf_matmul(ctx, x, y), "no product");
+  expect_refused(wf_linear(ctx, x, wf_transpose(ctx, y, 0, 1), NULL), "does not project");
+  expect_refused(wf_linear(ctx, x, y, wf_slice(ctx, x, 1, 0, 5)), "does not fit");
+  expect_refused(wf_reshape(ctx, x, WF_SHAPE(5, -1)), "reshaped");
+  expect_refused(wf_slice(ctx, x, 0, 2, 5), "no slice 2 to 5");
+  expect_refused(wf_transpose(ctx, x, 0, 2), "exchanged");
+  expect_refused(wf_expand(ctx, x, WF_SHAPE(4, 7)), "broadcast");
+  expect_refused(wf_sum(ctx, x, 2, false), "no dimension 2");
+  expect_refused(wf_sum_to(ctx, x, WF_SHAPE(3, 6)), "summed");
+  expect_refused(wf_exp(ctx, wf_from_host(ctx, "test", WF_I32, WF_SHAPE(1), (int32_t[]){1})), "i32");
+}
+END_TEST
+
+static Suite *ops_suite(void) {
+  Suite *s = suite_create("ops");
+  TCase *t = tcase_create("table");
+  tcase_add_checked_fixture(t, setup, teardown);
+  tcase_add_test(t, described);
+  tcase_add_test(t, f32_against_f64);
+  tcase_add_test(t, strided_against_contiguous);
+  tcase_add_test(t, instruction_sets);
+  tcase_add_test(t, adding);
+  suite_add_tcase(s, t);
+  t = tcase_create("single");
+  tcase_add_checked_fixture(t, setup, teardown);
+  tcase_add_test(t, large_sums);
+  tcase_add_test(t, large_products);
+  tcase_add_test(t, views);
+  tcase_add_test(t, refusals);
+  suite_add_tcase(s, t);
+  return s;
+}
+
+WF_CHECK_MAIN(ops_suite)
