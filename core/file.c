@@ -124,10 +124,13 @@ wf_status wf_sync(int fd, const char *path) {
 }
 
 wf_status wf_reserve(int fd, const char *path, int64_t bytes) {
+  int64_t now;
   if (bytes <= 0 || fallocate(fd, 0, 0, (off_t)bytes) == 0) return WF_OK;
   if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
     return wf_io_error(errno, "reserve space for", path);
-  return WF_OK; /* this file system cannot */
+  WF_TRY(wf_file_size(fd, path, &now)); /* this file system cannot reserve */
+  if (now < bytes && ftruncate(fd, (off_t)bytes) != 0) return wf_io_error(errno, "set the length of", path);
+  return WF_OK;
 }
 
 wf_status wf_copy_range(int from, const char *from_path, int64_t from_offset, int to, const char *to_path,

@@ -30,8 +30,8 @@ wf_status wf_open_read(const char *path, int *fd); /* regular files only; close(
 wf_status wf_file_size(int fd, const char *path, int64_t *bytes);
 wf_status wf_sync(int fd, const char *path); /* data and metadata are on the disk afterwards */
 
-/* Claim the disk's blocks for the first `bytes`, growing the file to that size, so that a full disk shows at
- * once and not after an hour of writing. Nothing happens on file systems that cannot. */
+/* Grow the file to `bytes` if it is shorter, and claim the disk's blocks for them where the file system can,
+ * so that a full disk shows at once and not after an hour of writing. */
 wf_status wf_reserve(int fd, const char *path, int64_t bytes);
 
 /* Copy `bytes` from one descriptor to another. */
