@@ -40,6 +40,7 @@ void wf_text_add(wf_text *t, const char *fmt, ...) {
 
 void wf_text_clear(wf_text *t) {
   t->n = 0;
+  t->status = WF_OK;
   if (t->p) t->p[0] = '\0';
 }
 

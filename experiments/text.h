@@ -17,7 +17,7 @@ typedef struct wf_text {
 } wf_text;
 
 void wf_text_add(wf_text *t, const char *fmt, ...) WF_PRINTF(2, 3);
-void wf_text_clear(wf_text *t); /* empty again, bytes kept */
+void wf_text_clear(wf_text *t); /* empty again and without failure; its memory stays */
 
 /* The string (never NULL) becomes the caller's, to wf_free; or the first failure is returned and nothing is
  * left. */
