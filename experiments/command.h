@@ -23,6 +23,10 @@
 #include "core/option.h"
 #include "core/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct wf_args {
   const char *const *words; /* what is not a flag, in order */
   size_t n_words;
@@ -48,5 +52,9 @@ typedef struct wf_command {
 int wf_program(const wf_command *const *commands, int argc, const char *const *argv);
 
 extern const wf_command *const wf_commands[]; /* all of weft's, ending with NULL */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -356,11 +356,11 @@ static wf_status check_batch(const wf_config *c, const wf_yaml_node *root) {
 
 static wf_status check_all(const wf_config *c, const wf_yaml_node *root) {
   WF_TRY(check_batch(c, root));
-  const int64_t max_len = c->model.max_len;
-  if (c->model.position == WF_POSITION_LEARNED && max_len != WF_AUTO_I64 && max_len < c->data.seq_len)
-    return at_key(root, "model", "max_len",
-                  WF_FAIL(WF_EINVAL, "model.max_len %lld is less than data.seq_len %lld", (long long)max_len,
-                          (long long)c->data.seq_len));
+  const int64_t positions = c->model.max_positions;
+  if (positions != WF_AUTO_I64 && positions < c->data.seq_len)
+    return at_key(root, "model", "max_positions",
+                  WF_FAIL(WF_EINVAL, "model.max_positions %lld is less than data.seq_len %lld",
+                          (long long)positions, (long long)c->data.seq_len));
   if (c->train.carry_state && c->data.shuffle)
     return at_key(
         root, "train", "carry_state",

@@ -21,6 +21,10 @@
 #include "core/option.h"
 #include "core/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* --- parts with tables of their own
  * -------------------------------------------------------------------------- */
 
@@ -62,9 +66,6 @@ typedef struct wf_config_part {
 
 enum { WF_DEVICE_CPU, WF_DEVICE_CUDA };
 enum { WF_PRECISION_F32, WF_PRECISION_F64 };
-enum { WF_NORM_RMS, WF_NORM_LAYER }; /* -1 in a block: the model's */
-enum { WF_POSITION_NONE, WF_POSITION_LEARNED };
-enum { WF_RECOMPUTE_NONE, WF_RECOMPUTE_BLOCK };
 enum { WF_SPLIT_VALIDATION, WF_SPLIT_TEST };
 
 typedef struct wf_config_run {
@@ -82,7 +83,7 @@ typedef struct wf_config_data {
 /* A block, or (n_blocks > 0) a group of blocks that `repeat` repeats in turn. */
 typedef struct wf_config_block {
   int64_t repeat;
-  int norm;
+  int norm; /* wf_norm_kind, or -1: the model's */
   wf_config_part mixer, mlp;
   struct wf_config_block *blocks;
   size_t n_blocks;
@@ -90,10 +91,10 @@ typedef struct wf_config_block {
 } wf_config_block;
 
 typedef struct wf_config_model {
-  int64_t d_model, vocab, max_len;
-  int norm, position;
-  double norm_eps, dropout, init_std, residual_scale, logit_softcap;
-  bool tie_embeddings, scale_residual_init;
+  int64_t d_model, vocab, max_positions;
+  int norm; /* wf_norm_kind */
+  double norm_eps, dropout, init_std;
+  bool tie_embeddings, scale_residual;
   wf_config_block *blocks;
   size_t n_blocks;
 } wf_config_model;
@@ -101,9 +102,8 @@ typedef struct wf_config_model {
 typedef struct wf_config_train {
   int64_t steps, batch_tokens, accumulation, stream, max_skipped;
   double clip, z_loss, ema;
-  bool carry_state;
-  char *init, *no_decay;
-  int recompute;
+  bool carry_state, recompute, ema_warmup;
+  char *init, *rules; /* or NULL */
   wf_config_part optimizer, schedule;
 } wf_config_train;
 
@@ -180,5 +180,9 @@ wf_status wf_config_describe(struct wf_text *out, const wf_option *table, int in
 /* Whether a run stored as `stored` may go on as `now`: only keys marked resumable may differ, others are
  * refused naming both values. Where `now` says auto and `stored` holds what auto became, `now` takes that. */
 wf_status wf_config_resume(const wf_config *stored, wf_config *now);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

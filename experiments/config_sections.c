@@ -7,9 +7,7 @@
 
 static const char *const devices[] = {"cpu", "cuda", NULL};
 static const char *const precisions[] = {"f32", "f64", NULL};
-static const char *const norms[] = {"rmsnorm", "layernorm", NULL};
-static const char *const positions[] = {"none", "learned", NULL};
-static const char *const recomputes[] = {"none", "block", NULL};
+static const char *const norms[] = /* in the order of wf_norm_kind */ {"rmsnorm", "layernorm", NULL};
 static const char *const layouts[] = {"contiguous", "zigzag", NULL};
 static const char *const transports[] = {"self", "mpi", "nccl", NULL};
 static const char *const splits[] = {"validation", "test", NULL};
@@ -38,20 +36,16 @@ static const wf_option model_table[] = {
     WF_OPT_I64F(wf_config_model, vocab, "auto", 1, 1 << 28, WF_OPT_AUTO,
                 "rows of the embedding; auto: the store's"),
     WF_OPT_BOOL(wf_config_model, tie_embeddings, "true", "the head uses the embedding's weights"),
-    WF_OPT_ENUM(wf_config_model, position, "none", positions, "positions added to the embedding"),
-    WF_OPT_I64F(wf_config_model, max_len, "auto", 1, 1 << 30, WF_OPT_AUTO,
-                "rows of learned positions; auto: data.seq_len"),
+    WF_OPT_I64F(wf_config_model, max_positions, "auto", 1, 1 << 30, WF_OPT_AUTO,
+                "rows of the table of learned positions, where a layer asks for one; auto: data.seq_len"),
     WF_OPT_ENUM(wf_config_model, norm, "rmsnorm", norms, "normalisation before mixers, MLPs and the head"),
     WF_OPT_F64F(wf_config_model, norm_eps, "auto", 0, 1, WF_OPT_AUTO,
                 "added under the root; auto: 1e-6 for rmsnorm, 1e-5 for layernorm"),
     WF_OPT_F64(wf_config_model, dropout, "0", 0, 0.999,
                "probability of dropping an element of a residual branch"),
     WF_OPT_F64(wf_config_model, init_std, "0.02", 0, 10, "standard deviation of the initial weights"),
-    WF_OPT_BOOL(wf_config_model, scale_residual_init, "true",
-                "divide initial output projections by sqrt(2 layers), as GPT-2 does"),
-    WF_OPT_F64(wf_config_model, residual_scale, "1", 0, 100,
-               "factor on what a block adds to the residual stream"),
-    WF_OPT_F64(wf_config_model, logit_softcap, "0", 0, 1e6, "c in logits = c tanh(logits / c); 0: none"),
+    WF_OPT_BOOL(wf_config_model, scale_residual, "true",
+                "start the last projection of each branch smaller by 1/sqrt(2 layers), as GPT-2 does"),
     WF_OPT_END};
 
 const wf_option wf_config_block_table[] = {
@@ -70,15 +64,17 @@ static const wf_option train_table[] = {
     WF_OPT_I64(wf_config_train, stream, "1", 1, 1e6, "pieces a sequence is cut into; gradients stay exact"),
     WF_OPT_BOOL(wf_config_train, carry_state, "false",
                 "the state at a batch's end enters the next one, its gradient cut"),
-    WF_OPT_ENUM(wf_config_train, recompute, "none", recomputes,
-                "recompute blocks in backward instead of keeping them"),
+    WF_OPT_BOOL(wf_config_train, recompute, "false",
+                "recompute each block in the backward instead of keeping it"),
     WF_OPT_F64(wf_config_train, clip, "1.0", 0, INFINITY,
                "limit of the gradient's norm over all weights; 0: none"),
     WF_OPT_F64(wf_config_train, z_loss, "0", 0, 1e3, "weight of the squared log-normaliser in the loss"),
     WF_OPT_F64(wf_config_train, ema, "0", 0, 0.9999999,
                "decay of the averaged weights used by eval; 0: none"),
-    WF_OPT_STR(wf_config_train, no_decay, "norm, bias, gate, conv",
-               "weights without decay: kinds, or parts of parameter names, with commas"),
+    WF_OPT_BOOL(wf_config_train, ema_warmup, "true",
+                "shorter averages at the start: at most (1 + t) / (10 + t)"),
+    WF_OPT_STR(wf_config_train, rules, NULL,
+               "decay, matrix and lr by parameter, such as \"*.gate.weight no_decay; @embedding lr=0.5\""),
     WF_OPT_I64(wf_config_train, max_skipped, "10", 0, 1e9,
                "steps in a row with a non-finite loss or gradient before the run stops"),
     WF_OPT_STR(wf_config_train, init, NULL, "weights to start from: a checkpoint or safetensors file"),

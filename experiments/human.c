@@ -5,12 +5,12 @@
 #include <stdio.h>
 
 /* Three digits of x, which is at least 1, before `unit`. */
-static const char *three_digits(double x, const char *unit, char out[static 24]) {
+static const char *three_digits(double x, const char *unit, char out[24]) {
   snprintf(out, 24, "%.*f%s", x < 9.995 ? 2 : x < 99.95 ? 1 : 0, x, unit);
   return out;
 }
 
-static const char *scaled(double x, double base, const char *const *units, int n, char out[static 24]) {
+static const char *scaled(double x, double base, const char *const *units, int n, char out[24]) {
   int i = 0;
   for (; i + 1 < n && fabs(x) >= 0.9995 * base; i++) x /= base;
   if (i > 0 && fabs(x) < 1e6) return three_digits(x, units[i], out);
@@ -18,17 +18,17 @@ static const char *scaled(double x, double base, const char *const *units, int n
   return out;
 }
 
-const char *wf_human_count(double n, char out[static 24]) {
+const char *wf_human_count(double n, char out[24]) {
   static const char *const units[] = {"", "k", "M", "G", "T"};
   return scaled(n, 1000, units, 5, out);
 }
 
-const char *wf_human_bytes(double bytes, char out[static 24]) {
+const char *wf_human_bytes(double bytes, char out[24]) {
   static const char *const units[] = {" B", " KiB", " MiB", " GiB", " TiB"};
   return scaled(bytes, 1024, units, 5, out);
 }
 
-const char *wf_human_time(double seconds, char out[static 24]) {
+const char *wf_human_time(double seconds, char out[24]) {
   if (!(seconds >= 0 && seconds < 1e9)) {
     snprintf(out, 24, "?");
     return out;

@@ -14,6 +14,10 @@
 #include "core/status.h"
 #include "experiments/text.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct wf_metric {
   const char *name; /* letters, digits and _ */
   double value;     /* whole numbers are written as such, non-finite ones as null */
@@ -34,5 +38,9 @@ wf_status wf_metrics_resume(wf_metrics *m, const char *path, int64_t step);
 wf_status wf_metrics_write(wf_metrics *m, int64_t step, const wf_metric *values, size_t n);
 
 void wf_metrics_close(wf_metrics *m); /* harmless on a zeroed struct */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

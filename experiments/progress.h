@@ -14,6 +14,10 @@
 #include <stdio.h>
 #include "core/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Of one step; what is not known is NAN and is not shown. */
 typedef struct wf_progress_step {
   int64_t step;   /* done so far, from 1 */
@@ -57,5 +61,9 @@ void wf_progress_end(wf_progress *p, int64_t step, double now);
 
 double wf_progress_smoothed(const wf_progress *p); /* the loss; NAN before the first */
 double wf_progress_rate(const wf_progress *p);     /* tokens a second lately; NAN before the first step */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

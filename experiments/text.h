@@ -10,6 +10,10 @@
 #include <stddef.h>
 #include "core/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct wf_text {
   char *p; /* NUL-terminated, NULL while empty */
   size_t n, capacity;
@@ -23,5 +27,9 @@ void wf_text_clear(wf_text *t); /* empty again and without failure; its memory s
  * left. */
 wf_status wf_text_take(wf_text *t, char **out);
 void wf_text_free(wf_text *t);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -14,6 +14,10 @@
 #include <stdint.h>
 #include "core/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { WF_YAML_MAX_BYTES = 1 << 20, WF_YAML_MAX_DEPTH = 64, WF_YAML_MAX_NODES = 10000 };
 
 typedef enum wf_yaml_kind { WF_YAML_SCALAR, WF_YAML_LIST, WF_YAML_MAP } wf_yaml_kind;
@@ -60,5 +64,9 @@ void wf_yaml_place(const wf_yaml_node *node, char *out, size_t size);
 const char *wf_yaml_kind_name(const wf_yaml_node *node); /* "a mapping", "a list", "a value" */
 
 void wf_yaml_free(wf_yaml *tree);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -80,7 +80,7 @@ static const char hybrid[] =
     "        - {repeat: 3, norm: rmsnorm, mixer: {type: gla, heads: 2}, mlp: none}\n"
     "        - {mixer: {type: attention, softcap: 30}, mlp: {type: swiglu, width: 100}}\n"
     "    - mixer: identity\n"
-    "train: {steps: 1, no_decay: 'a \"b\" \\ #', init: w.safetensors,\n"
+    "train: {steps: 1, rules: 'a \"b\" \\ #', init: w.safetensors,\n"
     "        schedule: {type: constant, warmup: 3, note: null}}\n"
     "eval: {batches: 3}\n"
     "parallel:\n";
@@ -227,8 +227,8 @@ START_TEST(impossible_combinations_are_refused) {
   expect_error(tiny, "train.accumulation=3", "train.accumulation 3 does not divide the 16 sequences", "");
   expect_error(tiny, "train.stream=257", "train.stream 257 is more than the tokens", "");
   expect_error(tiny, "train.carry_state=true", "data.shuffle is true", "data.shuffle: false");
-  expect_error(tiny, "model={d_model: 4, position: learned, max_len: 8, blocks: [{mixer: identity}]}",
-               "model.max_len 8 is less than data.seq_len 256", "");
+  expect_error(tiny, "model={d_model: 4, max_positions: 8, blocks: [{mixer: identity}]}",
+               "model.max_positions 8 is less than data.seq_len 256", "");
 }
 END_TEST
 
