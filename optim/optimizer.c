@@ -6,7 +6,7 @@
 #include <string.h>
 
 static const wf_optimizer_type *const types[] = {&wf_optimizer_adamw, &wf_optimizer_sgd, &wf_optimizer_lion,
-};
+                                                 &wf_optimizer_muon};
 
 int wf_optimizer_type_count(void) {
   return (int)(sizeof types / sizeof *types);
