@@ -169,8 +169,9 @@ typedef struct op_arg {
 static wf_status apply_op(wf_ctx *c, const void *arg, int n_in, wf_tensor *const *in, int n_out,
                           wf_tensor **out) {
   const op_arg *a = arg;
-  (void)n_out;
   wf_op_apply(c, a->op, n_in, in, a->sample->attr, out);
+  for (int k = 0; k < n_out; k++)
+    if (a->op->nograd_out >> k & 1) out[k] = NULL; /* statistics have no part in the objective */
   return WF_OK;
 }
 

@@ -1,0 +1,118 @@
+/* tile: products of small blocks that lie in cache, for kernels that fuse them with other work.
+ *
+ * Large products go through BLAS; a block of attention or of a chunked recurrence is too small for its
+ * packing and call overheads, and is already laid out well. C (+)= A B with A [m, k] of any strides (so A and
+ * A^T are the same code), B [k, n] and C [m, n] with unit stride in n, and n a multiple of VL: callers keep B
+ * and C in work space whose width is padded by TILE_PAD, so there is no tail code. Registers hold a TILE_MR x
+ * 2 VL piece of C; the order of the sum over k is fixed, whatever m and n.
+ *
+ * For kernel passes (core/op_def.h), which give `real` and the instruction set.
+ */
+#ifndef WF_CORE_TILE_IMPL_H
+#define WF_CORE_TILE_IMPL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+enum { TILE_BYTES = 64, TILE_MR = 8 };
+#elif defined(__AVX2__)
+enum { TILE_BYTES = 32, TILE_MR = 6 };
+#else
+enum { TILE_BYTES = 16, TILE_MR = 6 };
+#endif
+enum { VL = TILE_BYTES / (int)sizeof(real) };
+#define TILE_PAD(n) (((n) + VL - 1) / VL * VL)
+
+typedef real tile_vec __attribute__((vector_size(TILE_BYTES), aligned(sizeof(real)), may_alias));
+
+#if defined(__clang__)
+#  define TILE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#  define TILE_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+/* m rows (at most TILE_MR) by nv vectors (1 or 2); both constants once inlined. */
+static inline __attribute__((always_inline)) void tile_piece(const int m, const int nv, int64_t k,
+                                                             const real *a, int64_t ars, int64_t acs,
+                                                             const real *b, int64_t ldb, real *c, int64_t ldc,
+                                                             bool add) {
+  tile_vec s[TILE_MR][2];
+  TILE_UNROLL
+  for (int i = 0; i < m; i++) s[i][0] = s[i][1] = (tile_vec){0};
+  for (int64_t l = 0; l < k; l++) {
+    tile_vec b0 = *(const tile_vec *)(b + l * ldb), b1 = b0;
+    if (nv == 2) b1 = *(const tile_vec *)(b + l * ldb + VL);
+    TILE_UNROLL
+    for (int i = 0; i < m; i++) {
+      real x = a[i * ars + l * acs];
+      s[i][0] += x * b0;
+      if (nv == 2) s[i][1] += x * b1;
+    }
+  }
+  TILE_UNROLL
+  for (int i = 0; i < m; i++) {
+    tile_vec *p = (tile_vec *)(c + i * ldc), *p1 = (tile_vec *)(c + i * ldc + VL);
+    if (add) s[i][0] += *p;
+    *p = s[i][0];
+    if (nv == 2) {
+      if (add) s[i][1] += *p1;
+      *p1 = s[i][1];
+    }
+  }
+}
+
+static inline __attribute__((always_inline)) void tile_column(const int nv, int64_t m, int64_t k,
+                                                              const real *a, int64_t ars, int64_t acs,
+                                                              const real *b, int64_t ldb, real *c,
+                                                              int64_t ldc, bool add) {
+  int64_t i = 0;
+  for (; i + TILE_MR <= m; i += TILE_MR)
+    tile_piece(TILE_MR, nv, k, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc, add);
+  a += i * ars;
+  c += i * ldc;
+  switch (m - i) {
+  case 1: tile_piece(1, nv, k, a, ars, acs, b, ldb, c, ldc, add); break;
+  case 2: tile_piece(2, nv, k, a, ars, acs, b, ldb, c, ldc, add); break;
+  case 3: tile_piece(3, nv, k, a, ars, acs, b, ldb, c, ldc, add); break;
+  case 4: tile_piece(4, nv, k, a, ars, acs, b, ldb, c, ldc, add); break;
+  case 5: tile_piece(5, nv, k, a, ars, acs, b, ldb, c, ldc, add); break;
+#if defined(__AVX512F__)
+  case 6: tile_piece(6, nv, k, a, ars, acs, b, ldb, c, ldc, add); break;
+  case 7: tile_piece(7, nv, k, a, ars, acs, b, ldb, c, ldc, add); break;
+#endif
+  default: break;
+  }
+}
+
+/* C [m, n] = A B, or C += A B. */
+static inline void tile_mm(int64_t m, int64_t n, int64_t k, const real *a, int64_t ars, int64_t acs,
+                           const real *b, int64_t ldb, real *c, int64_t ldc, bool add) {
+  int64_t j = 0;
+  for (; j + 2 * VL <= n; j += 2 * VL) tile_column(2, m, k, a, ars, acs, b + j, ldb, c + j, ldc, add);
+  if (j < n) tile_column(1, m, k, a, ars, acs, b + j, ldb, c + j, ldc, add);
+}
+
+/* dst [cols, ld] = src [rows, cols]^T; columns rows .. pad-1 of dst are zero. */
+static inline void tile_transpose(int64_t rows, int64_t cols, const real *src, int64_t lds, real *dst,
+                                  int64_t ld, int64_t pad) {
+  int64_t r = 0;
+  for (; r + 8 <= rows; r += 8)
+    for (int64_t c = 0; c < cols; c++)
+      for (int i = 0; i < 8; i++) dst[c * ld + r + i] = src[(r + i) * lds + c];
+  for (int64_t c = 0; c < cols; c++) {
+    for (int64_t i = r; i < rows; i++) dst[c * ld + i] = src[i * lds + c];
+    for (int64_t i = rows; i < pad; i++) dst[c * ld + i] = 0;
+  }
+}
+
+/* dst [rows, ld] = src [rows, cols]; columns cols .. ld-1 of dst are zero. */
+static inline void tile_pack(int64_t rows, int64_t cols, const real *src, int64_t lds, real *dst,
+                             int64_t ld) {
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t c = 0; c < cols; c++) dst[r * ld + c] = src[r * lds + c];
+    for (int64_t c = cols; c < ld; c++) dst[r * ld + c] = 0;
+  }
+}
+
+#endif

@@ -1,0 +1,539 @@
+/* attend against sums written out pair by pair, in double: forward and every gradient, in float64 and
+ * float32, for odd sizes, grouped heads, windows, several rows, shared and unread keys; causality bit by bit;
+ * any cut of a sequence; and the append-only cache. */
+#include "tests/check_main.h"
+#include "autograd/gradcheck.h"
+#include "core/memory.h"
+#include "core/ops.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+static wf_device *dev;
+static wf_ctx *ctx;
+
+static void open_cpu(void) {
+  ck_assert_int_eq(wf_device_open(WF_CPU, 0, &dev), WF_OK);
+  ck_assert_int_eq(wf_ctx_create(dev, &ctx), WF_OK);
+}
+static void close_cpu(void) {
+  wf_ctx_free(ctx);
+  wf_device_close(dev);
+  ck_assert_int_eq(wf_mem_live(), 0);
+}
+
+static void ok(wf_status s) {
+  ck_assert_msg(s == WF_OK, "%s\n%s", wf_error_message(), wf_error_trace());
+}
+
+static double *doubles(int64_t n) {
+  double *p = calloc((size_t)n + 1, sizeof *p);
+  ck_assert_ptr_nonnull(p);
+  return p;
+}
+static double *numbers(int64_t n, const char *site) {
+  double *p = doubles(n);
+  wf_rng_key key = wf_rng_key_make(3, "test_attend", site);
+  for (int64_t i = 0; i < n; i++) p[i] = (double)(float)wf_rng_normal(key, (uint64_t)i);
+  return p;
+}
+static wf_tensor *tensor(wf_dtype dtype, int ndim, const int64_t *shape, const double *x) {
+  if (!x) return NULL;
+  if (dtype == WF_F64) return wf_from_host(ctx, "test", dtype, ndim, shape, x);
+  int64_t n = 1;
+  for (int i = 0; i < ndim; i++) n *= shape[i];
+  float *f = calloc((size_t)n + 1, sizeof *f);
+  for (int64_t i = 0; i < n; i++) f[i] = (float)x[i];
+  wf_tensor *t = wf_from_host(ctx, "test", dtype, ndim, shape, f);
+  free(f);
+  return t;
+}
+static double *values(const wf_tensor *t) {
+  int64_t n = wf_numel(t);
+  double *d = doubles(n);
+  if (t->dtype == WF_F64) {
+    ok(wf_to_host(t, d));
+    return d;
+  }
+  float *f = calloc((size_t)n + 1, sizeof *f);
+  ok(wf_to_host(t, f));
+  for (int64_t i = 0; i < n; i++) d[i] = (double)f[i];
+  free(f);
+  return d;
+}
+
+/* ---- the formula ---- */
+
+typedef struct problem {
+  int64_t rows, span[4][4], n, m, heads, kv, k, v;
+  wf_attend_options o;
+  bool terms, sink;
+} problem;
+
+enum { Q, K, V, A, B, Z, INPUTS };
+
+typedef struct numbers_of {
+  int64_t count[INPUTS];
+  double *in[INPUTS], *grad[INPUTS]; /* NULL where the problem has none */
+  double *o, *lse, *dout;
+} numbers_of;
+
+static numbers_of make(const problem *p) {
+  numbers_of x = {.count = {p->n * p->heads * p->k, p->m * p->kv * p->k, p->m * p->kv * p->v,
+                            p->terms ? p->n * p->heads : 0, p->terms ? p->m * p->heads : 0,
+                            p->sink ? p->heads : 0}};
+  static const char *const site[] = {"q", "k", "v", "a", "b", "z"};
+  for (int i = 0; i < INPUTS; i++)
+    if (i < A || (i < Z ? p->terms : p->sink)) {
+      x.in[i] = numbers(x.count[i], site[i]);
+      x.grad[i] = doubles(x.count[i]);
+    }
+  x.o = doubles(p->n * p->heads * p->v);
+  x.lse = doubles(p->n * p->heads);
+  x.dout = numbers(p->n * p->heads * p->v, "do");
+  return x;
+}
+static void drop(numbers_of *x) {
+  for (int i = 0; i < INPUTS; i++) free(x->in[i]), free(x->grad[i]);
+  free(x->o), free(x->lse), free(x->dout);
+}
+
+/* One query of one head: scores, probabilities, output, and all it sends back. */
+static void one_query(const problem *p, numbers_of *x, const int64_t *span, int64_t t, int64_t h) {
+  int64_t at = (span[0] + t) * p->heads + h, g = h * p->kv / p->heads, hi = span[3] + t + 1;
+  int64_t lo = p->o.window && hi > p->o.window ? hi - p->o.window : 0;
+  bool sigmoid = p->o.kind == WF_ATTEND_SIGMOID;
+  double *score = doubles(hi), *tanh_of = doubles(hi), *prob = doubles(hi), *dprob = doubles(hi);
+  const double *q = x->in[Q] + at * p->k;
+  double max = p->sink ? x->in[Z][h] : -INFINITY, sum = 0, delta = 0;
+  for (int64_t j = lo; j < hi; j++) {
+    const double *k = x->in[K] + ((span[2] + j) * p->kv + g) * p->k;
+    for (int64_t c = 0; c < p->k; c++) score[j] += p->o.scale * q[c] * k[c];
+    if (p->o.softcap > 0) {
+      tanh_of[j] = tanh(score[j] / p->o.softcap);
+      score[j] = p->o.softcap * tanh_of[j];
+    }
+    if (p->terms) score[j] += x->in[A][at] - x->in[B][(span[2] + j) * p->heads + h];
+    max = fmax(max, score[j]);
+  }
+  for (int64_t j = lo; j < hi; j++) sum += exp(score[j] - max);
+  if (p->sink) sum += exp(x->in[Z][h] - max);
+  x->lse[at] = sigmoid ? 0 : max + log(sum);
+  for (int64_t j = lo; j < hi; j++) {
+    const double *v = x->in[V] + ((span[2] + j) * p->kv + g) * p->v, *d = x->dout + at * p->v;
+    prob[j] = sigmoid ? 1 / (1 + exp(log((double)p->o.len_bias) - score[j])) : exp(score[j] - max) / sum;
+    for (int64_t c = 0; c < p->v; c++) {
+      x->o[at * p->v + c] += prob[j] * v[c];
+      dprob[j] += d[c] * v[c];
+      x->grad[V][((span[2] + j) * p->kv + g) * p->v + c] += prob[j] * d[c];
+    }
+  }
+  for (int64_t c = 0; c < p->v; c++) delta += x->o[at * p->v + c] * x->dout[at * p->v + c];
+  if (p->sink) x->grad[Z][h] -= exp(x->in[Z][h] - x->lse[at]) * delta;
+  for (int64_t j = lo; j < hi; j++) {
+    int64_t key = (span[2] + j) * p->kv + g;
+    double ds = sigmoid ? prob[j] * (1 - prob[j]) * dprob[j] : prob[j] * (dprob[j] - delta);
+    if (p->terms) {
+      x->grad[A][at] += ds;
+      x->grad[B][(span[2] + j) * p->heads + h] -= ds;
+    }
+    if (p->o.softcap > 0) ds *= 1 - tanh_of[j] * tanh_of[j];
+    for (int64_t c = 0; c < p->k; c++) {
+      x->grad[Q][at * p->k + c] += p->o.scale * ds * x->in[K][key * p->k + c];
+      x->grad[K][key * p->k + c] += p->o.scale * ds * q[c];
+    }
+  }
+  free(score), free(tanh_of), free(prob), free(dprob);
+}
+
+static numbers_of expected(const problem *p) {
+  numbers_of x = make(p);
+  for (int64_t r = 0; r < p->rows; r++)
+    for (int64_t t = 0; t < p->span[r][1]; t++)
+      for (int64_t h = 0; h < p->heads; h++) one_query(p, &x, p->span[r], t, h);
+  return x;
+}
+
+/* ---- the op ---- */
+
+/* `scale`: what the error is relative to, at least (root mean square); 0 for the values themselves. */
+static void near(const char *what, const problem *p, int64_t n, const double *got, const double *want,
+                 double tolerance, double scale) {
+  double diff2 = 0, want2 = 0, most = 0;
+  for (int64_t i = 0; i < n; i++) {
+    double d = fabs(got[i] - want[i]);
+    ck_assert_msg(isfinite(d), "%s[%lld] is %g, expected %g", what, (long long)i, got[i], want[i]);
+    diff2 += d * d;
+    want2 += want[i] * want[i];
+    most = fmax(most, d);
+  }
+  double rms = n ? fmax(sqrt(want2 / (double)n), scale) : 0, err = n ? sqrt(diff2 / (double)n) : 0;
+  ck_assert_msg(err <= tolerance * rms && most <= 10 * tolerance * rms,
+                "%s: rms error %.2e, largest %.2e of rms %.2e (n %lld, heads %lld/%lld, k %lld, v %lld)",
+                what, err, most, rms, (long long)p->n, (long long)p->heads, (long long)p->kv, (long long)p->k,
+                (long long)p->v);
+}
+
+typedef struct tensors {
+  wf_tensor *in[7], *out[2], *dout, *grad[6];
+} tensors;
+
+static const int input_of[INPUTS] = {0, 1, 2, 4, 5, 6};
+
+static tensors run(const problem *p, const numbers_of *x, wf_dtype dtype) {
+  tensors t = {.dout = NULL};
+  t.in[0] = tensor(dtype, WF_SHAPE(p->n, p->heads, p->k), x->in[Q]);
+  t.in[1] = tensor(dtype, WF_SHAPE(p->m, p->kv, p->k), x->in[K]);
+  t.in[2] = tensor(dtype, WF_SHAPE(p->m, p->kv, p->v), x->in[V]);
+  t.in[3] = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(p->rows, 4), p->span);
+  t.in[4] = tensor(dtype, WF_SHAPE(p->n, p->heads), x->in[A]);
+  t.in[5] = tensor(dtype, WF_SHAPE(p->m, p->heads), x->in[B]);
+  t.in[6] = tensor(dtype, WF_SHAPE(p->heads), x->in[Z]);
+  wf_op_apply(ctx, &wf_op_attend, 7, t.in, &p->o, t.out);
+  ok(wf_ctx_check(ctx));
+  t.dout = tensor(dtype, WF_SHAPE(p->n, p->heads, p->v), x->dout);
+  return t;
+}
+
+/* Gradients by the op's vjp into t->grad; `add` to what is there, else into garbage. */
+static void backward(const problem *p, tensors *t, bool add) {
+  wf_tensor *din[7] = {NULL};
+  for (int i = 0; i < INPUTS; i++) {
+    wf_tensor *x = t->in[input_of[i]];
+    if (!x) continue;
+    if (!t->grad[i]) {
+      t->grad[i] = wf_empty_like(ctx, "test", x);
+      memset(wf_data(t->grad[i]), 0x7f, (size_t)wf_numel(x) * wf_dtype_size(x->dtype));
+    }
+    din[input_of[i]] = t->grad[i];
+  }
+  wf_vjp g = {ctx, &wf_op_attend, &p->o, 7, 2, t->in, t->out, (wf_tensor *[]){t->dout, NULL},
+              din, add ? 0x77 : 0};
+  ok(wf_op_attend.vjp(&g));
+}
+
+static void compare(const problem *p, wf_dtype dtype, double tolerance) {
+  static const char *const name[] = {"dq", "dk", "dv", "da", "db", "dz"};
+  numbers_of x = expected(p);
+  wf_scope s = wf_scope_open(ctx);
+  tensors t = run(p, &x, dtype);
+  double *o = values(t.out[0]), *lse = values(t.out[1]);
+  near("o", p, p->n * p->heads * p->v, o, x.o, tolerance, 0);
+  near("lse", p, p->n * p->heads, lse, x.lse, tolerance, 0);
+  free(o), free(lse);
+  for (int twice = 0; twice < 2; twice++) { /* into garbage, then added once more */
+    backward(p, &t, twice);
+    for (int i = 0; i < INPUTS; i++) {
+      if (!t.grad[i]) continue;
+      double *got = values(t.grad[i]);
+      for (int64_t e = 0; e < x.count[i]; e++) got[e] /= twice + 1;
+      near(name[i], p, x.count[i], got, x.grad[i], tolerance, i >= A ? 0.3 : 0.03);
+      free(got);
+    }
+  }
+  wf_scope_close(ctx, s);
+  drop(&x);
+}
+
+static void check(problem p) {
+  compare(&p, WF_F64, 1e-12);
+  compare(&p, WF_F32, 3e-6);
+}
+
+START_TEST(test_sizes) {
+  open_cpu();
+  static const int64_t lens[] = {1, 2, 63, 64, 65, 100, 129, 300};
+  for (size_t i = 0; i < sizeof lens / sizeof *lens; i++) {
+    int64_t t = lens[i];
+    check((problem){1, {{0, t, 0, 0}}, t, t, 2, 2, 16, 16, {.scale = 0.25}, false, false});
+    check((problem){1, {{0, t, 0, 0}}, t, t, 6, 2, 5, 7, {.scale = 0.4, .window = 17}, true, true});
+    check((problem){1, {{0, t, 0, 0}}, t, t, 1, 1, 33, 3, {.scale = 0.2, .softcap = 1.5}, true, false});
+    check((problem){1,
+                    {{0, t, 0, 0}},
+                    t,
+                    t,
+                    3,
+                    1,
+                    6,
+                    20,
+                    {.scale = 0.4, .kind = WF_ATTEND_SIGMOID, .len_bias = t},
+                    false,
+                    false});
+  }
+  close_cpu();
+}
+END_TEST
+
+START_TEST(test_long) {
+  open_cpu();
+  check((problem){1, {{0, 1000, 0, 0}}, 1000, 1000, 2, 1, 20, 12, {.scale = 0.2, .softcap = 3}, true, true});
+  check((problem){1, {{0, 1000, 0, 0}}, 1000, 1000, 1, 1, 8, 8, {.scale = 0.3, .window = 200}, false, false});
+  close_cpu();
+}
+END_TEST
+
+/* Rows of different length, keys before them, keys nobody reads, rows that share keys, queries of no row. */
+START_TEST(test_rows) {
+  open_cpu();
+  check((problem){4,
+                  {{0, 70, 3, 0}, {70, 1, 90, 5}, {71, 130, 100, 70}, {201, 3, 310, 0}},
+                  204,
+                  320,
+                  4,
+                  2,
+                  9,
+                  6,
+                  {.scale = 0.3},
+                  true,
+                  true});
+  check((problem){3,
+                  {{0, 40, 10, 100}, {40, 90, 10, 140}, {130, 20, 0, 0}},
+                  150,
+                  260,
+                  2,
+                  2,
+                  8,
+                  8,
+                  {.scale = 0.3, .window = 64},
+                  true,
+                  false});
+  problem gap = {1, {{2, 10, 1, 0}}, 14, 12, 2, 1, 4, 4, {.scale = 0.5}, true, false};
+  numbers_of x = expected(&gap);
+  wf_scope s = wf_scope_open(ctx);
+  tensors t = run(&gap, &x, WF_F64);
+  backward(&gap, &t, false);
+  double *o = values(t.out[0]), *dq = values(t.grad[Q]), *da = values(t.grad[A]);
+  near("o", &gap, 14 * 8, o, x.o, 1e-12, 0);
+  near("dq", &gap, 14 * 8, dq, x.grad[Q], 1e-12, 0);
+  near("da", &gap, 14 * 2, da, x.grad[A], 1e-12, 1);
+  free(o), free(dq), free(da);
+  wf_scope_close(ctx, s);
+  drop(&x);
+  check((problem){0, {{0}}, 0, 5, 2, 1, 4, 4, {.scale = 0.5}, true, true});
+  close_cpu();
+}
+END_TEST
+
+/* The same numbers, to rounding, from any number of threads: parts of rows, stretches of keys. */
+START_TEST(test_threads) {
+  open_cpu();
+  int before = omp_get_max_threads();
+  for (int threads = 1; threads <= 3; threads++) {
+    omp_set_num_threads(threads);
+    check((problem){1, {{0, 400, 0, 0}}, 400, 400, 2, 1, 8, 4, {.scale = 0.3}, true, true});
+    check((problem){1, {{0, 1, 0, 3000}}, 1, 3001, 2, 1, 24, 20, {.scale = 0.3}, true, true});
+    check((problem){1, {{0, 3, 0, 900}}, 3, 903, 2, 1, 24, 20, {.scale = 0.3, .window = 500}, false, false});
+    check((problem){1,
+                    {{0, 2, 0, 900}},
+                    2,
+                    902,
+                    2,
+                    1,
+                    24,
+                    20,
+                    {.scale = 0.3, .kind = WF_ATTEND_SIGMOID, .len_bias = 9},
+                    false,
+                    false});
+  }
+  omp_set_num_threads(before);
+  close_cpu();
+}
+END_TEST
+
+START_TEST(test_repeats_bitwise) {
+  open_cpu();
+  problem p = {1, {{0, 500, 0, 0}}, 500, 500, 2, 1, 16, 16, {.scale = 0.3}, true, true};
+  numbers_of x = make(&p);
+  tensors a = run(&p, &x, WF_F32), b = run(&p, &x, WF_F32);
+  backward(&p, &a, false), backward(&p, &b, false);
+  for (int i = 0; i < INPUTS; i++)
+    ck_assert_int_eq(memcmp(wf_data(a.grad[i]), wf_data(b.grad[i]), (size_t)x.count[i] * 4), 0);
+  drop(&x);
+  close_cpu();
+}
+END_TEST
+
+START_TEST(test_causal_bitwise) {
+  open_cpu();
+  for (int64_t t = 1; t < 300; t += 23) {
+    problem p = {1, {{0, 300, 0, 0}}, 300, 300, 2, 1, 8, 8, {.scale = 0.3}, true, true};
+    numbers_of x = make(&p);
+    wf_scope s = wf_scope_open(ctx);
+    tensors a = run(&p, &x, WF_F32);
+    for (int i = 0; i < Z; i++) x.in[i][t * (x.count[i] / 300)] += 50;
+    tensors b = run(&p, &x, WF_F32);
+    ck_assert_int_eq(memcmp(wf_data(a.out[0]), wf_data(b.out[0]), (size_t)(t * 16) * 4), 0);
+    ck_assert_int_ne(memcmp(wf_data(a.out[0]), wf_data(b.out[0]), 300 * 16 * 4), 0);
+    wf_scope_close(ctx, s);
+    drop(&x);
+  }
+  close_cpu();
+}
+END_TEST
+
+/* A sequence in two calls over one pool of keys, gradients added, equals the whole. */
+START_TEST(test_cuts) {
+  open_cpu();
+  static const int64_t cuts[] = {1, 2, 63, 64, 65, 149};
+  problem whole = {1, {{0, 150, 0, 0}}, 150, 150, 4, 2, 6, 5, {.scale = 0.4, .window = 90}, true, true};
+  numbers_of x = expected(&whole);
+  for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+    wf_scope s = wf_scope_open(ctx);
+    wf_tensor *dk = wf_zeros(ctx, "test", WF_F64, WF_SHAPE(150, 2, 6));
+    for (int half = 0; half < 2; half++) {
+      int64_t from = half ? cuts[i] : 0, n = half ? 150 - cuts[i] : cuts[i];
+      problem part = whole;
+      part.n = n;
+      part.span[0][1] = n;
+      part.span[0][3] = from;
+      numbers_of y = x;
+      y.in[Q] += from * 24, y.in[A] += from * 4, y.dout += from * 20;
+      tensors t = run(&part, &y, WF_F64);
+      wf_tensor *din[7] = {NULL};
+      din[1] = dk;
+      wf_vjp g = {ctx, &wf_op_attend, &part.o, 7, 2, t.in, t.out, (wf_tensor *[]){t.dout, NULL}, din, 2};
+      ok(wf_op_attend.vjp(&g));
+      double *o = values(t.out[0]);
+      near("o", &part, n * 20, o, x.o + from * 20, 1e-12, 0);
+      free(o);
+    }
+    double *got = values(dk);
+    near("dk", &whole, 150 * 12, got, x.grad[K], 1e-12, 0);
+    free(got);
+    wf_scope_close(ctx, s);
+  }
+  drop(&x);
+  close_cpu();
+}
+END_TEST
+
+START_TEST(test_gradcheck) {
+  open_cpu();
+  ok(wf_gradcheck_op(ctx, &wf_op_attend));
+  close_cpu();
+}
+END_TEST
+
+/* Two pieces appended, read by attend through a flat view of the whole cache, differentiated by the tape: the
+ * gradients of both pieces' keys equal those of the whole sequence; the cache's gradient is left zero. */
+START_TEST(test_cache) {
+  open_cpu();
+  enum { T = 20, CUT = 13, CAP = 24, H = 2, D = 4 };
+  problem whole = {1, {{0, T, 0, 0}}, T, T, H, H, D, D, {.scale = 0.5}, false, false};
+  numbers_of x = expected(&whole);
+  wf_scope s = wf_scope_open(ctx);
+  wf_tensor *cache[2], *twin[2], *grad[2][2];
+  wf_leaf cached[2] = {{.grad = NULL}}, leaf[2][2] = {{{.grad = NULL}}};
+  wf_tape *tape;
+  ok(wf_tape_create(ctx, &tape));
+  for (int i = 0; i < 2; i++) {
+    cache[i] = wf_zeros(ctx, "test", WF_F64, WF_SHAPE(2, CAP, H, D));
+    cached[i].grad = twin[i] = wf_zeros(ctx, "test", WF_F64, WF_SHAPE(2, CAP, H, D));
+    cached[i].written = true;
+    ok(wf_tape_watch(tape, cache[i], &cached[i]));
+  }
+  wf_tensor *o[2], *dout[2];
+  wf_rows *rows[2];
+  for (int half = 0; half < 2; half++) {
+    int64_t from = half ? CUT : 0, n = half ? T - CUT : CUT;
+    ok(wf_rows_create(ctx, 1,
+                      &(wf_row){.len = n,
+                                .pos = from,
+                                .place = from,
+                                .lane = 1,
+                                .flags = (half ? WF_ROW_TAKES : 0) | WF_ROW_LEAVES},
+                      2, &rows[half]));
+    wf_tensor *kv[2];
+    wf_tensor *q = tensor(WF_F64, WF_SHAPE(n, H, D), x.in[Q] + from * H * D);
+    wf_tensor *span = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(1, 4), (int64_t[]){0, n, CAP, from});
+    dout[half] = tensor(WF_F64, WF_SHAPE(n, H, D), x.dout + from * H * D);
+    for (int i = 0; i < 2; i++) {
+      wf_tensor *new = tensor(WF_F64, WF_SHAPE(n, H, D), x.in[K + i] + from * H * D);
+      leaf[half][i].grad = grad[half][i] = wf_empty_like(ctx, "test", new);
+      ok(wf_tape_watch(tape, new, &leaf[half][i]));
+      wf_tape_record(tape);
+      wf_tensor *full = wf_cache_append(ctx, cache[i], new, rows[half]);
+      ok(wf_ctx_check(ctx));
+      kv[i] = wf_same_variable(full, WF_SHAPE(2 * CAP, H, D));
+      wf_tape_pause(tape);
+    }
+    wf_tape_record(tape);
+    o[half] = wf_attend(ctx, q, kv[0], kv[1], span, NULL, NULL, NULL, &whole.o);
+    wf_tape_pause(tape);
+    ok(wf_ctx_check(ctx));
+    double *got = values(o[half]);
+    near("o", &whole, n * H * D, got, x.o + from * H * D, 1e-12, 0);
+    free(got);
+  }
+  ok(wf_backward(tape, 2, o, dout));
+  for (int i = 0; i < 2; i++) {
+    for (int half = 0; half < 2; half++) {
+      int64_t from = half ? CUT : 0, n = half ? T - CUT : CUT;
+      double *got = values(grad[half][i]);
+      near(i ? "dv" : "dk", &whole, n * H * D, got, x.grad[K + i] + from * H * D, 1e-12, 0);
+      free(got);
+    }
+    double *left = values(twin[i]);
+    for (int64_t e = 0; e < 2 * CAP * H * D; e++) ck_assert_double_eq(left[e], 0);
+    free(left);
+  }
+  wf_row late = {.len = 5, .pos = 20, .place = 20, .flags = WF_ROW_TAKES | WF_ROW_LEAVES};
+  wf_rows *beyond;
+  ok(wf_rows_create(ctx, 1, &late, 2, &beyond));
+  wf_cache_append(ctx, cache[0], wf_zeros(ctx, "test", WF_F64, WF_SHAPE(5, H, D)), beyond);
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
+  wf_rows_free(rows[0]), wf_rows_free(rows[1]), wf_rows_free(beyond);
+  wf_tape_free(tape);
+  wf_scope_close(ctx, s);
+  drop(&x);
+  close_cpu();
+}
+END_TEST
+
+START_TEST(test_errors) {
+  open_cpu();
+  problem p = {1, {{0, 3, 0, 0}}, 3, 3, 2, 1, 4, 4, {.scale = 0.5}, false, false};
+  numbers_of x = make(&p);
+  wf_tensor *q = tensor(WF_F32, WF_SHAPE(3, 2, 4), x.in[Q]), *k = tensor(WF_F32, WF_SHAPE(3, 1, 4), x.in[K]);
+  wf_tensor *three = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 3, 4)),
+            *z = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(2));
+  static const int64_t bad[][4] = {{0, 4, 0, 0}, {1, 3, 0, 0},  {0, 3, 1, 0},
+                                   {0, 3, 0, 1}, {-1, 3, 0, 0}, {0, 1, 0, INT64_MAX}};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    wf_tensor *span = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(1, 4), bad[i]);
+    ck_assert(wf_is_poison(wf_attend(ctx, q, k, k, span, NULL, NULL, NULL, &p.o)));
+    ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
+  }
+  wf_tensor *span = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(1, 4), p.span);
+  wf_attend(ctx, q, three, three, span, NULL, NULL, NULL, &p.o); /* 3 key heads for 2 */
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
+  wf_attend(ctx, q, k, k, span, wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 2)), NULL, NULL, &p.o);
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
+  p.o.kind = WF_ATTEND_SIGMOID;
+  p.o.len_bias = 3;
+  wf_attend(ctx, q, k, k, span, NULL, NULL, z, &p.o);
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
+  drop(&x);
+  close_cpu();
+}
+END_TEST
+
+static Suite *attend_suite(void) {
+  Suite *s = suite_create("attend");
+  TCase *t = tcase_create("attend");
+  tcase_add_test(t, test_sizes);
+  tcase_add_test(t, test_long);
+  tcase_add_test(t, test_rows);
+  tcase_add_test(t, test_threads);
+  tcase_add_test(t, test_repeats_bitwise);
+  tcase_add_test(t, test_causal_bitwise);
+  tcase_add_test(t, test_cuts);
+  tcase_add_test(t, test_gradcheck);
+  tcase_add_test(t, test_cache);
+  tcase_add_test(t, test_errors);
+  suite_add_tcase(s, t);
+  return s;
+}
+
+WF_CHECK_MAIN(attend_suite)
