@@ -57,6 +57,8 @@ wf_status wf_checkpoint(wf_ctx *c, wf_fn fn, const void *arg, size_t arg_size, i
   wf_recorder before = wf_ctx_set_recorder(c, (wf_recorder){&tr, trace});
   wf_status s = fn(c, arg, n_in, in, n_out, out);
   wf_ctx_set_recorder(c, before);
+  for (int i = 0; i < n_out && s == WF_OK; i++)
+    if (out[i] && wf_is_poison(out[i])) s = wf_ctx_check(c);
   wf_node *n = NULL;
   if (s == WF_OK) s = wf_tape_new_node(t, n_in, n_out, &n);
   if (s != WF_OK) {
@@ -110,8 +112,6 @@ wf_status wf_checkpoint_backward(wf_tape *t, wf_node *n, wf_tensor *const *dout,
   wf_status s = run_again(inner, n, dout, leaves);
   wf_tape_free(inner);
   for (int i = 0; i < n->n_in && s == WF_OK; i++) /* an input that no output depends on */
-    if (din[i] && !leaves[i].written)
-      s = wf_device_zero(wf_ctx_device(t->ctx), wf_data(din[i]),
-                         (size_t)wf_numel(din[i]) * wf_dtype_size(din[i]->dtype));
+    if (din[i] && !leaves[i].written) s = wf_tensor_zero(din[i]);
   return s;
 }

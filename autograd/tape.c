@@ -149,12 +149,12 @@ wf_status wf_tape_node_in(wf_tape *t, wf_node *n, wf_tensor *x, bool save, bool 
 }
 
 wf_status wf_tape_node_out(wf_tape *t, wf_node *n, wf_tensor *x, bool save, bool grad) {
-  wf_tensor *held = hold(t, x, save);
-  if (wf_is_poison(held)) return wf_ctx_check(t->ctx);
+  wf_tensor *held = x ? hold(t, x, save) : NULL;
+  if (held && wf_is_poison(held)) return wf_ctx_check(t->ctx);
   int i = n->n_out++;
   n->out[i] = held;
   n->out_var[i] = -1;
-  if (!grad) return WF_OK;
+  if (!x || !grad) return WF_OK;
   if (!wf_tape_knows(t, x)) { /* an in-place op's output is known already */
     WF_TRY(new_var(t, x, NULL, &x->var));
     x->tape = t->id;

@@ -97,7 +97,8 @@ struct wf_op {
   uint32_t optional; /* bit i: in[i] may be NULL */
   uint32_t strided;  /* bit i: in[i] may have any strides; otherwise it is made contiguous (a counted copy) */
   uint32_t rowmajor; /* bit i: in[i] needs unit stride in its last dimension only; other strides are free */
-  uint32_t rowmajor_out;      /* bit i: the kernel can write out[i] with free strides before a unit last one;
+  uint32_t
+      rowmajor_out;           /* bit i: the kernel can write out[i] with free strides before a unit last one;
                                  otherwise      dispatch gives it contiguous scratch when the destination is a slice */
   uint32_t adds;              /* bit i: the kernel can add to out[i] */
   uint32_t save_in, save_out; /* bits: what vjp reads */

@@ -126,8 +126,11 @@ void wf_scope_close(wf_ctx *c, wf_scope s) {
 wf_tensor *wf_scope_return(wf_ctx *c, wf_scope s, wf_tensor *t) {
   wf_keep(t);
   wf_scope_close(c, s);
-  if (!t || wf_is_poison(t)) return t;
-  return scoped(t);
+  return wf_adopt(t);
+}
+
+wf_tensor *wf_adopt(wf_tensor *t) {
+  return !t || wf_is_poison(t) ? t : scoped(t);
 }
 
 /* ---- making ---- */
@@ -276,6 +279,23 @@ wf_status wf_to_host(const wf_tensor *t, void *out) {
     st = wf_ctx_check(c);
   else
     st = wf_device_read(c->dev, out, wf_data(flat), (size_t)wf_numel(t) * wf_dtype_size(t->dtype));
+  wf_scope_close(c, s);
+  return st;
+}
+
+wf_status wf_tensor_write(wf_tensor *t, const void *data) {
+  if (wf_is_poison(t) || !wf_is_contiguous(t)) return WF_FAIL(WF_EINVAL, "writing needs a contiguous tensor");
+  return wf_device_write(t->ctx->dev, wf_data(t), data, (size_t)wf_numel(t) * wf_dtype_size(t->dtype));
+}
+
+wf_status wf_tensor_zero(wf_tensor *t) {
+  if (wf_is_poison(t)) return WF_FAIL(WF_EINVAL, "zeroing a tensor of a failed expression");
+  wf_ctx *c = t->ctx;
+  if (wf_is_contiguous(t))
+    return wf_device_zero(c->dev, wf_data(t), (size_t)wf_numel(t) * wf_dtype_size(t->dtype));
+  wf_scope s = wf_scope_open(c);
+  wf_tensor *zero = wf_zeros(c, "activation", t->dtype, t->ndim, t->shape);
+  wf_status st = wf_is_poison(zero) ? wf_ctx_check(c) : wf_op_run(c, &wf_op_copy, 1, &zero, NULL, 1, &t, 0);
   wf_scope_close(c, s);
   return st;
 }

@@ -71,6 +71,8 @@ wf_scope wf_scope_open(wf_ctx *c);
 void wf_scope_close(wf_ctx *c, wf_scope s);
 /* Close `s` but move `t` (may be NULL or poison) to the scope outside. */
 wf_tensor *wf_scope_return(wf_ctx *c, wf_scope s, wf_tensor *t);
+/* Hand one reference of the caller's to the current scope; returns `t`. */
+wf_tensor *wf_adopt(wf_tensor *t);
 wf_tensor *wf_keep(wf_tensor *t);
 void wf_drop(wf_tensor *t); /* NULL and poison are allowed */
 
@@ -105,6 +107,9 @@ const char *wf_shape_text(const wf_tensor *t, char buf[96]); /* "[768, 128] f32"
 
 /* Copy to host memory, contiguous, same dtype (synchronises). */
 wf_status wf_to_host(const wf_tensor *t, void *out);
+/* Overwrite all of t, contiguous, from host memory of the same dtype. */
+wf_status wf_tensor_write(wf_tensor *t, const void *data);
+wf_status wf_tensor_zero(wf_tensor *t); /* any strides */
 /* One element, of any dtype, as a double. */
 wf_status wf_item(const wf_tensor *t, double *out);
 

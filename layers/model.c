@@ -1,0 +1,246 @@
+/* Building the model and its forward. */
+#include "layers/model_impl.h"
+#include "core/memory.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- build ---- */
+
+static wf_status norm_params(wf_build *b, wf_norm_kind kind, const char *name, wf_param **weight,
+                             wf_param **bias) {
+  char full[64];
+  snprintf(full, sizeof full, "%s.weight", name);
+  WF_TRY(wf_build_param(b, full, WF_PARAM_NO_DECAY, wf_init_const(1), WF_SHAPE(b->d_model), weight));
+  if (kind != WF_NORM_LAYER) return WF_OK;
+  snprintf(full, sizeof full, "%s.bias", name);
+  return wf_build_param(b, full, WF_PARAM_NO_DECAY, wf_init_const(0), WF_SHAPE(b->d_model), bias);
+}
+
+static wf_status build_block(wf_model *m, wf_build *b, const wf_block_spec *spec, int i) {
+  block *bl = &m->block[i];
+  *bl = (block){.norm = spec->norm, .first_slot = m->state.n};
+  b->layer = i;
+  const void *opts[] = {spec->mixer_options, spec->mlp_options};
+  for (int k = 0; k < 2; k++) {
+    half *h = &bl->half[k];
+    h->type = k ? spec->mlp : spec->mixer;
+    if (!h->type) continue;
+    char prefix[32];
+    snprintf(prefix, sizeof prefix, "blocks.%d", i);
+    b->prefix = prefix;
+    WF_TRY(norm_params(b, spec->norm, k ? "norm2" : "norm1", &h->norm, &h->norm_bias));
+    snprintf(h->site, sizeof h->site, "%s.%s", prefix, k ? "mlp" : "mixer");
+    b->prefix = h->site;
+    wf_status s = h->type->init(b, opts[k], &h->self);
+    if (s != WF_OK) return wf_context(s, "block %d, %s", i, h->type->name);
+  }
+  bl->n_slots = m->state.n - bl->first_slot;
+  return WF_OK;
+}
+
+static wf_status build(wf_model *m, const wf_model_spec *spec) {
+  double std = spec->init_std;
+  int branches = 0;
+  for (int i = 0; i < spec->n_blocks; i++)
+    branches += (spec->block[i].mixer != NULL) + (spec->block[i].mlp != NULL);
+  wf_build b = {.params = &m->params,
+                .state = &m->state,
+                .prefix = "",
+                .d_model = spec->d_model,
+                .n_layers = spec->n_blocks,
+                .init_std = std,
+                .out_std = spec->scale_residual && branches ? std / sqrt((double)branches) : std,
+                .norm_eps = spec->norm_eps};
+  int64_t V = spec->vocab, d = spec->d_model;
+  WF_TRY(wf_build_param(&b, "embedding.weight", WF_PARAM_TABLE, wf_init_normal(std), WF_SHAPE(V, d),
+                        &m->embedding));
+  m->block = wf_calloc("model", (size_t)spec->n_blocks + 1, sizeof *m->block);
+  if (!m->block) return WF_ENOMEM;
+  for (int i = 0; i < spec->n_blocks; i++) WF_TRY(build_block(m, &b, &spec->block[i], i));
+  b.prefix = "";
+  if (b.learned_positions)
+    WF_TRY(wf_build_param(&b, "positions.weight", WF_PARAM_TABLE, wf_init_normal(std),
+                          WF_SHAPE(spec->max_positions, d), &m->positions));
+  WF_TRY(norm_params(&b, spec->norm, "norm", &m->norm, &m->norm_bias));
+  if (spec->tie_embeddings)
+    m->head = m->embedding;
+  else
+    WF_TRY(wf_build_param(&b, "head.weight", WF_PARAM_TABLE, wf_init_normal(std), WF_SHAPE(V, d), &m->head));
+  return WF_OK;
+}
+
+wf_status wf_model_create(wf_ctx *c, const wf_model_spec *spec, wf_dtype dtype,
+                          wf_param_kind (*kind)(void *arg, const wf_param *p), void *arg, wf_model **out) {
+  if (spec->vocab < 1 || spec->d_model < 1 || spec->n_blocks < 0)
+    return WF_FAIL(WF_EINVAL, "a model needs a vocabulary and a width; got %lld and %lld",
+                   (long long)spec->vocab, (long long)spec->d_model);
+  if (dtype != WF_F32 && dtype != WF_F64) return WF_FAIL(WF_EINVAL, "a model computes in f32 or f64");
+  wf_model *m;
+  WF_CALLOC(m, "model", 1);
+  m->c = c;
+  m->dtype = dtype;
+  m->spec = *spec;
+  m->spec.block = NULL;
+  wf_status s = build(m, spec);
+  if (s == WF_OK) s = wf_params_allocate(&m->params, c, dtype, kind, arg);
+  if (s != WF_OK) {
+    wf_model_free(m);
+    return wf_frame_at(__FILE__, __LINE__, __func__, s);
+  }
+  *out = m;
+  return WF_OK;
+}
+
+void wf_model_free(wf_model *m) {
+  if (!m) return;
+  for (int i = 0; m->block && i < m->spec.n_blocks; i++)
+    for (int k = 0; k < 2; k++) wf_free(m->block[i].half[k].self);
+  wf_free(m->block);
+  wf_params_free(&m->params);
+  wf_state_spec_free(&m->state);
+  wf_free(m);
+}
+
+wf_ctx *wf_model_ctx(const wf_model *m) {
+  return m->c;
+}
+wf_dtype wf_model_dtype(const wf_model *m) {
+  return m->dtype;
+}
+wf_params *wf_model_params(wf_model *m) {
+  return &m->params;
+}
+const wf_state_spec *wf_model_state_spec(const wf_model *m) {
+  return &m->state;
+}
+int64_t wf_model_vocab(const wf_model *m) {
+  return m->spec.vocab;
+}
+int64_t wf_model_max_positions(const wf_model *m) {
+  return m->positions ? m->spec.max_positions : 0;
+}
+
+double wf_model_flops(const wf_model *m, int64_t T) {
+  double sum = 2 * (double)m->head->numel;
+  for (int i = 0; i < m->spec.n_blocks; i++)
+    for (int k = 0; k < 2; k++) {
+      const half *h = &m->block[i].half[k];
+      if (!h->type) continue;
+      if (h->type->flops) {
+        sum += h->type->flops(h->self, T);
+        continue;
+      }
+      size_t n = strlen(h->site);
+      for (int p = 0; p < m->params.n; p++) {
+        const wf_param *q = m->params.param[p];
+        if (strncmp(q->name, h->site, n) == 0 && q->name[n] == '.') sum += 2 * (double)q->numel;
+      }
+    }
+  return sum;
+}
+
+/* ---- forward ---- */
+
+static wf_tensor *drop_out(const wf_model *m, const wf_run *r, wf_tensor *x, const char *site) {
+  if (!r->train || m->spec.dropout <= 0) return x;
+  return wf_dropout(r->c, x, r->rows, m->spec.dropout, wf_rng_key_make(r->seed, "dropout", site), r->step);
+}
+
+/* x + r and its norm; r may be NULL. *x becomes the sum. */
+static wf_tensor *normed(wf_ctx *c, wf_norm_kind kind, wf_tensor **x, wf_tensor *r, const wf_param *w,
+                         const wf_param *b, double eps) {
+  if (!r) return wf_norm(c, kind, *x, wf_value(w), wf_value(b), eps);
+  return wf_add_norm(c, kind, *x, r, wf_value(w), wf_value(b), eps, x);
+}
+
+typedef struct block_arg {
+  const wf_model *m;
+  const block *b;
+  wf_run run;
+} block_arg;
+
+/* in: x, r (or NULL), the entering state of the block's slots; out: x, r, the leaving state. */
+static wf_status run_block(wf_ctx *c, const void *arg, int n_in, wf_tensor *const *in, int n_out,
+                           wf_tensor **out) {
+  const block_arg *a = arg;
+  const wf_model *m = a->m;
+  const block *b = a->b;
+  wf_run run = a->run;
+  wf_tensor *slots[WF_MAX_IN];
+  wf_state local;
+  if (run.state) { /* the same state, but with this call's tensors */
+    local = *run.state;
+    for (int i = 0; i < b->n_slots; i++) {
+      slots[i] = in[2 + i] ? in[2 + i] : wf_state_in(run.state, b->first_slot + i);
+      out[2 + i] = NULL;
+    }
+    local.base = b->first_slot;
+    local.in = slots;
+    local.out = out + 2;
+    run.state = &local;
+  }
+  (void)n_in, (void)n_out;
+  wf_tensor *x = in[0], *r = in[1];
+  for (int k = 0; k < 2; k++) {
+    const half *h = &b->half[k];
+    if (!h->type) continue;
+    wf_tensor *y = normed(c, b->norm, &x, r, h->norm, h->norm_bias, m->spec.norm_eps);
+    r = drop_out(m, &run, h->type->forward(&run, h->self, y), h->site);
+  }
+  out[0] = x == in[0] ? wf_affine(c, x, 1, 0) : x; /* an output is a tensor of its own */
+  out[1] = r == in[1] && r ? wf_affine(c, r, 1, 0) : r;
+  return WF_OK;
+}
+
+static wf_status forward_block(wf_model *m, wf_run *r, const block *b, wf_tensor **x, wf_tensor **branch) {
+  int n = 2 + (r->state ? b->n_slots : 0);
+  if (n > WF_MAX_IN)
+    return WF_FAIL(WF_EINVAL, "a block has %d state slots; at most %d", b->n_slots, WF_MAX_IN - 2);
+  wf_tensor *in[WF_MAX_IN] = {*x, *branch}, *out[WF_MAX_IN] = {NULL};
+  for (int i = 0; i < n - 2; i++) /* caches are leaves; only fixed states travel as inputs */
+    in[2 + i] = m->state.slot[b->first_slot + i].grows ? NULL : r->state->in[b->first_slot + i];
+  block_arg arg = {m, b, *r};
+  wf_scope scope = wf_scope_open(r->c);
+  wf_status st = m->spec.recompute ? wf_checkpoint(r->c, run_block, &arg, sizeof arg, n, in, n, out)
+                                   : run_block(r->c, &arg, n, in, n, out);
+  for (int i = 0; i < n && st == WF_OK; i++) wf_keep(out[i]);
+  wf_scope_close(r->c, scope);
+  WF_TRY(st);
+  for (int i = 0; i < n; i++) out[i] = wf_adopt(out[i]);
+  for (int i = 0; i < n - 2; i++)
+    if (!m->state.slot[b->first_slot + i].grows) r->state->out[b->first_slot + i] = out[2 + i];
+  *x = out[0];
+  *branch = out[1];
+  return wf_is_poison(*x) ? wf_ctx_check(r->c) : WF_OK;
+}
+
+static wf_status check_positions(const wf_model *m, const wf_rows *rows) {
+  if (!m->positions) return WF_OK;
+  for (int64_t i = 0; i < rows->n; i++)
+    if (rows->row[i].pos + rows->row[i].len > m->spec.max_positions)
+      return wf_hint(WF_FAIL(WF_EINVAL, "position %lld is beyond the %lld learned ones",
+                             (long long)(rows->row[i].pos + rows->row[i].len - 1),
+                             (long long)m->spec.max_positions),
+                     "raise model.max_positions, or use position: rope");
+  return WF_OK;
+}
+
+wf_tensor *wf_model_trunk(wf_model *m, wf_run *r, wf_tensor *ids) {
+  wf_ctx *c = r->c;
+  wf_status s = check_positions(m, r->rows);
+  if (s != WF_OK) return wf_poison(c, s);
+  wf_tensor *x = wf_embedding(c, wf_value(m->embedding), ids), *branch = NULL;
+  if (m->positions) x = wf_add(c, x, wf_embedding(c, wf_value(m->positions), r->rows->pos));
+  x = drop_out(m, r, x, "embedding");
+  for (int i = 0; i < m->spec.n_blocks; i++) {
+    s = wf_is_poison(x) ? wf_ctx_check(c) : forward_block(m, r, &m->block[i], &x, &branch);
+    if (s != WF_OK) return wf_poison(c, wf_context(s, "block %d", i));
+  }
+  return normed(c, m->spec.norm, &x, branch, m->norm, m->norm_bias, m->spec.norm_eps);
+}
+
+wf_tensor *wf_model_logits(wf_model *m, wf_run *r, wf_tensor *h) {
+  return wf_linear(r->c, h, wf_value(m->head), NULL);
+}

@@ -1,0 +1,95 @@
+/* model: embedding, a list of blocks, a norm and a head, built from a spec.
+ *
+ * A block is norm, mixer, norm, MLP, each half added to the residual stream; either half may be absent. The
+ * residual sum and the next norm are one op, so a block hands on the stream x and its last branch r, not yet
+ * added.
+ *
+ * One forward serves every use: a call is a set of rows and a state (layers/layer.h). Training differentiates
+ * a piece at a time; layers/stream.h strings pieces together.
+ */
+#ifndef WF_LAYERS_MODEL_H
+#define WF_LAYERS_MODEL_H
+
+#include "layers/layer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct wf_block_spec {
+  wf_norm_kind norm;
+  const wf_layer_type *mixer, *mlp; /* NULL: that half is absent */
+  const void *mixer_options, *mlp_options;
+} wf_block_spec;
+
+typedef struct wf_model_spec {
+  int64_t vocab, d_model;
+  int n_blocks;
+  const wf_block_spec *block;
+  wf_norm_kind norm; /* the last one */
+  double norm_eps;
+  bool tie_embeddings;   /* the head is the embedding */
+  int64_t max_positions; /* rows of the learned table, where a layer asks for one */
+  double dropout;        /* of each branch's output and of the embedding, while training */
+  double init_std;
+  bool scale_residual; /* the last projection of each branch starts smaller by 1/sqrt(2 blocks) (GPT-2) */
+  double z_loss;
+  bool recompute;    /* keep only each block's inputs and run it again in the backward */
+  int64_t head_rows; /* tokens whose logits exist at once; 0: chosen so that they take 64 MiB */
+} wf_model_spec;
+
+typedef struct wf_model wf_model;
+
+/* Build in `c` with real type f32 or f64. `kind` chooses the parameters' groups (layers/param.h), NULL the
+ * default. What the spec points to may be freed afterwards. Values are undefined until wf_params_init or a
+ * load. */
+wf_status wf_model_create(wf_ctx *c, const wf_model_spec *spec, wf_dtype dtype,
+                          wf_param_kind (*kind)(void *arg, const wf_param *p), void *arg, wf_model **out);
+void wf_model_free(wf_model *m);
+
+wf_ctx *wf_model_ctx(const wf_model *m);
+wf_dtype wf_model_dtype(const wf_model *m);
+wf_params *wf_model_params(wf_model *m);
+const wf_state_spec *wf_model_state_spec(const wf_model *m);
+int64_t wf_model_vocab(const wf_model *m);
+int64_t wf_model_max_positions(const wf_model *m); /* 0: no learned positions, hence no limit */
+double wf_model_flops(const wf_model *m,
+                      int64_t T); /* forward, a token at position T; training takes three times */
+
+/* ids i32 [n] -> the trunk's output [n, d], after the last norm. */
+wf_tensor *wf_model_trunk(wf_model *m, wf_run *r, wf_tensor *ids);
+/* h [m, d] -> logits [m, vocab]. */
+wf_tensor *wf_model_logits(wf_model *m, wf_run *r, wf_tensor *h);
+
+/* Sum of the losses of h [n, d] for labels i32 [n] (-1: none), no gradient. `each` (may be NULL): host [n]
+ * f64. */
+wf_status wf_model_loss(wf_model *m, wf_run *r, wf_tensor *h, wf_tensor *labels, double *sum, double *each);
+
+/* ---- differentiation of one piece ---- */
+
+typedef struct wf_piece {
+  wf_model *m;
+  wf_run run;
+  wf_tape *tape;
+  wf_tensor *h, *labels; /* held */
+  wf_tensor **state_out; /* [n slots] held; NULL for growing slots and without state */
+  wf_leaf *state_in;     /* [n slots]; grad held: the gradient of the entering state, once backward has run */
+  int n_slots;
+} wf_piece;
+
+/* Forward with a tape. Parameters, and the state if run->state is set, become variables. The run's rows and
+ * state must live until wf_piece_backward or wf_piece_free; its state has `out` set for wf_state_advance. */
+wf_status wf_piece_forward(wf_model *m, const wf_run *r, wf_tensor *ids, wf_tensor *labels, wf_piece *out);
+
+/* Adds the gradient of scale * (sum of losses) + <d_state, state_out> to the parameters' leaves and leaves
+ * that of the entering state in p->state_in. d_state [n slots] or NULL: gradients of state_out, each may be
+ * NULL. `last`: no use of the parameters follows in this step, so they are released (wf_params_hold at the
+ * step's start) and become final one by one. *loss receives the sum of losses, unscaled. */
+wf_status wf_piece_backward(wf_piece *p, double scale, wf_tensor *const *d_state, bool last, double *loss);
+void wf_piece_free(wf_piece *p);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

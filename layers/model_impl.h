@@ -1,0 +1,30 @@
+/* The model's inside, shared by model.c (build and forward) and piece.c (losses and gradients). */
+#ifndef WF_LAYERS_MODEL_IMPL_H
+#define WF_LAYERS_MODEL_IMPL_H
+
+#include "layers/model.h"
+
+typedef struct half {
+  const wf_layer_type *type; /* NULL: absent */
+  void *self;
+  wf_param *norm, *norm_bias;
+  char site[48]; /* "blocks.3.mixer": names the stream of its dropout */
+} half;
+
+typedef struct block {
+  wf_norm_kind norm;
+  half half[2]; /* mixer, mlp */
+  int first_slot, n_slots;
+} block;
+
+struct wf_model {
+  wf_ctx *c;
+  wf_dtype dtype;
+  wf_model_spec spec; /* spec.block is not kept */
+  block *block;
+  wf_params params;
+  wf_state_spec state;
+  wf_param *embedding, *positions, *norm, *norm_bias, *head;
+};
+
+#endif

@@ -1,0 +1,68 @@
+/* seq: the primitives through which alone a layer sees other tokens.
+ *
+ *   shift   a window of w tokens: convolutions, token shift         seq_shift.c
+ *   scan    an affine state                                         seq_scan.c
+ *   attend  keys and values                                         seq_attend.c
+ *   serial  anything else, token by token                           seq_serial.c
+ *
+ * Each obeys the contract of layers/layer.h: it reads its slots of run->state for rows that take, leaves
+ * there for rows that leave, and is differentiable in both. A layer declares the slots with the *_state
+ * functions while it is built.
+ */
+#ifndef WF_LAYERS_SEQ_H
+#define WF_LAYERS_SEQ_H
+
+#include "layers/layer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- shift ---- */
+
+/* Slot for a window of w tokens of width d. */
+wf_status wf_seq_conv_state(wf_build *b, const char *name, int64_t width, int64_t w, int *slot);
+/* Causal depthwise convolution: x [n, d], weight [d, 1, w], bias [d] or NULL -> [n, d]; then SiLU when asked.
+ */
+wf_tensor *wf_seq_conv(wf_run *r, int slot, wf_tensor *x, wf_tensor *weight, wf_tensor *bias, bool silu);
+
+/* ---- scan ---- */
+
+/* Slot for heads states of K x V. */
+wf_status wf_seq_scan_state(wf_build *b, const char *name, int64_t heads, int64_t K, int64_t V, int *slot);
+/* Linear recurrence with scalar decay (core/ops.h: wf_scan_scalar): q, k [n, H, K], v [n, H, V], g [n, H];
+ * init [H, K, V] or NULL -> o [n, H, V]. */
+wf_tensor *wf_seq_scan(wf_run *r, int slot, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *g,
+                       wf_tensor *init, const wf_scan_options *o);
+
+/* ---- attend ---- */
+
+typedef struct wf_seq_attend_slots {
+  int k, v;
+} wf_seq_attend_slots;
+
+/* Slots for keys and values: the last window-1 of them, or all when window is 0. */
+wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t V, int64_t window,
+                              wf_seq_attend_slots *slots);
+/* Causal attention: q [n, H, K], k [n, Hk, K], v [n, Hk, V]; sink [H] or NULL; slope [H] on the host or NULL:
+ * ALiBi (Press et al. 2022), slope (t - j) is subtracted from the score -> o [n, H, V]. */
+wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
+                         wf_tensor *v, wf_tensor *sink, const double *slope, const wf_attend_options *o);
+
+/* ---- serial ---- */
+
+/* One step of anything: x [m, d_x], state[i] [m, ...] of m tokens of different lanes -> y [m, d_y] and
+ * next[i]. */
+typedef wf_status (*wf_seq_step)(wf_ctx *c, const void *self, wf_tensor *x, int n_state,
+                                 wf_tensor *const *state, wf_tensor **y, wf_tensor **next);
+/* Runs `step` token by token over all rows at once (rows still alive at token t form the batch); fresh rows
+ * start from init[i] (no lane dimension) or zero where NULL. slots[n_state] are plain wf_build_state slots.
+ */
+wf_tensor *wf_seq_serial(wf_run *r, const int *slots, int n_state, wf_tensor *const *init, wf_tensor *x,
+                         wf_seq_step step, const void *self);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

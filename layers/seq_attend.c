@@ -1,0 +1,92 @@
+/* attend: where the keys lie, in three cases that the kernel does not tell apart.
+ *
+ *   all rows fresh       the keys are the call's own tokens
+ *   a window             the call's tokens with the last window-1 before them (a fixed state)
+ *   otherwise            the lane's cache: append, then read from the document's start
+ *
+ * A span names each row's first query, its queries, its first key and the keys before the first query's own.
+ */
+#include "layers/seq.h"
+#include "core/memory.h"
+
+wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t V, int64_t window,
+                              wf_seq_attend_slots *slots) {
+  if (window > 0) {
+    WF_TRY(wf_build_state(b, "k", false, WF_SHAPE(window - 1, kv_heads, K), &slots->k));
+    return wf_build_state(b, "v", false, WF_SHAPE(window - 1, kv_heads, V), &slots->v);
+  }
+  WF_TRY(wf_build_state(b, "k", true, WF_SHAPE(kv_heads, K), &slots->k));
+  return wf_build_state(b, "v", true, WF_SHAPE(kv_heads, V), &slots->v);
+}
+
+typedef enum layout { FRESH, WINDOW, CACHE } layout;
+
+static void row_span(layout how, const wf_row *r, int64_t i, int64_t window, int64_t capacity,
+                     int64_t span[4]) {
+  bool takes = r->flags & WF_ROW_TAKES;
+  int64_t before = takes ? r->pos : 0;
+  span[0] = r->begin;
+  span[1] = r->len;
+  if (how == FRESH) {
+    span[2] = r->begin;
+  } else if (how == WINDOW) {
+    if (before > window - 1) before = window - 1;
+    span[2] = r->begin + (i + 1) * (window - 1) - before;
+  } else {
+    span[2] = r->lane * capacity + r->place - before;
+  }
+  span[3] = before;
+}
+
+static wf_tensor *spans(wf_run *r, layout how, int64_t window, int64_t capacity, int64_t **host) {
+  const wf_rows *rows = r->rows;
+  int64_t *s = wf_calloc("rows", (size_t)rows->n + 1, 4 * sizeof *s);
+  if (!s) return wf_poison(r->c, WF_ENOMEM);
+  for (int64_t i = 0; i < rows->n; i++) row_span(how, &rows->row[i], i, window, capacity, s + 4 * i);
+  *host = s;
+  return wf_from_host(r->c, "rows", WF_I64, WF_SHAPE(rows->n, 4), s);
+}
+
+/* ALiBi as a_t - b_j: positions are counted from each span's first key, since only differences matter. */
+static void alibi(wf_run *r, const int64_t *span, int64_t n, int64_t pool, int64_t H, const double *slope,
+                  wf_dtype dtype, wf_tensor **a, wf_tensor **b) {
+  double *host = wf_calloc("rows", (size_t)((n + pool) * H) + 1, sizeof *host);
+  if (!host) {
+    *a = *b = wf_poison(r->c, WF_ENOMEM);
+    return;
+  }
+  for (int64_t i = 0; i < r->rows->n; i++, span += 4) {
+    for (int64_t t = 0; t < span[1]; t++)
+      for (int64_t h = 0; h < H; h++) host[(span[0] + t) * H + h] = -slope[h] * (double)(span[3] + t);
+    for (int64_t j = 0; j < span[3] + span[1]; j++)
+      for (int64_t h = 0; h < H; h++) host[(n + span[2] + j) * H + h] = -slope[h] * (double)j;
+  }
+  *a = wf_cast(r->c, wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(n, H), host), dtype);
+  *b = wf_cast(r->c, wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(pool, H), host + n * H), dtype);
+  wf_free(host);
+}
+
+/* The keys' pool [m, heads, width] of one slot. */
+static wf_tensor *pool_of(wf_run *r, layout how, int slot, wf_tensor *x, int64_t window) {
+  wf_state *s = r->state;
+  if (how == FRESH) return x;
+  if (how == WINDOW) return wf_halo(r->c, x, window, wf_state_in(s, slot), r->rows, wf_state_out(s, slot));
+  wf_tensor *cache = wf_cache_append(r->c, wf_state_in(s, slot), x, r->rows);
+  if (wf_is_poison(cache)) return cache;
+  return wf_same_variable(cache, WF_SHAPE(s->lanes * s->capacity, x->shape[1], x->shape[2]));
+}
+
+wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
+                         wf_tensor *v, wf_tensor *sink, const double *slope, const wf_attend_options *o) {
+  if (wf_is_poison(q) || wf_is_poison(k) || wf_is_poison(v)) return wf_poison(r->c, WF_OK);
+  layout how = !r->state ? FRESH : o->window > 0 ? WINDOW : CACHE;
+  int64_t capacity = r->state ? r->state->capacity : 0, *host = NULL;
+  wf_tensor *span = spans(r, how, o->window, capacity, &host);
+  k = pool_of(r, how, slots->k, k, o->window);
+  v = pool_of(r, how, slots->v, v, o->window);
+  wf_tensor *a = NULL, *b = NULL;
+  if (slope && host && !wf_is_poison(k))
+    alibi(r, host, q->shape[0], k->shape[0], q->shape[1], slope, q->dtype, &a, &b);
+  wf_free(host);
+  return wf_attend(r->c, q, k, v, span, a, b, sink, o);
+}

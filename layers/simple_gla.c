@@ -1,0 +1,112 @@
+/* Simple GLA: gated linear attention with one decay for each head and token (mixers 1).
+ *
+ *   q, k, v = SiLU(conv4(x Wq)), SiLU(conv4(x Wk)), SiLU(conv4(x Wv));  g = logsigmoid(x Wg + b) / gate_norm
+ *   S_t = e^{g_t} S_{t-1} + k_t^T v_t;  o_t = K^{-1/2} q_t S_t;  y = (RMSNorm(o) . SiLU(x Wz)) Wo
+ *
+ * Yang et al. 2024 (Gated Linear Attention), the scalar-gate form of flash-linear-attention's
+ * SimpleGatedLinearAttention, whose parameters these are.
+ */
+#include "layers/seq.h"
+#include "core/memory.h"
+
+#include <math.h>
+#include <stdio.h>
+
+typedef struct options {
+  int64_t heads, conv_width;
+  double expand_k, expand_v, gate_norm;
+  bool conv;
+} options;
+
+static const wf_option table[] = {
+    WF_OPT_I64(options, heads, "4", 1, 65536, "heads"),
+    WF_OPT_F64(options, expand_k, "1", 0.001, 64, "width of all keys over d_model"),
+    WF_OPT_F64(options, expand_v, "1", 0.001, 64, "width of all values over d_model"),
+    WF_OPT_F64(options, gate_norm, "16", 0.001, 1e6,
+               "divides the log of the gate: larger forgets more slowly"),
+    WF_OPT_BOOL(options, conv, "true", "short convolution and SiLU on q, k and v"),
+    WF_OPT_I64(options, conv_width, "4", 2, 64, "tokens the short convolution sees"),
+    WF_OPT_END};
+
+typedef struct simple_gla {
+  int64_t H, K, V;
+  bool conv;
+  double gate_norm, eps;
+  wf_scan_options scan;
+  wf_param *w[4]; /* q, k, v and the output gate */
+  wf_param *taps[3];
+  wf_param *decay, *decay_bias, *norm, *out;
+  int conv_slot[3], scan_slot;
+} simple_gla;
+
+static wf_status declare(wf_build *b, simple_gla *g, int64_t width) {
+  static const char *const names[] = {"q", "k", "v", "g"};
+  int64_t d = b->d_model, HK = g->H * g->K, HV = g->H * g->V, wide[] = {HK, HK, HV, HV};
+  for (int i = 0; i < 4; i++) WF_TRY(wf_build_linear(b, names[i], d, wide[i], b->init_std, &g->w[i], NULL));
+  WF_TRY(wf_build_linear(b, "gk", d, g->H, b->init_std, &g->decay, &g->decay_bias));
+  for (int i = 0; i < 3 && g->conv; i++) {
+    char name[32];
+    snprintf(name, sizeof name, "%s_conv.weight", names[i]);
+    WF_TRY(wf_build_param(b, name, 0, wf_init_normal(b->init_std), WF_SHAPE(wide[i], 1, width), &g->taps[i]));
+    snprintf(name, sizeof name, "%s_conv", names[i]);
+    WF_TRY(wf_seq_conv_state(b, name, wide[i], width, &g->conv_slot[i]));
+  }
+  WF_TRY(wf_build_param(b, "norm.weight", WF_PARAM_NO_DECAY, wf_init_const(1), WF_SHAPE(g->V), &g->norm));
+  WF_TRY(wf_build_linear(b, "o", HV, d, b->out_std, &g->out, NULL));
+  return wf_seq_scan_state(b, "s", g->H, g->K, g->V, &g->scan_slot);
+}
+
+static wf_status init(wf_build *b, const void *opts, void **self) {
+  const options *o = opts;
+  int64_t H = o->heads, wk = (int64_t)llround((double)b->d_model * o->expand_k),
+          wv = (int64_t)llround((double)b->d_model * o->expand_v);
+  if (wk % H || wv % H || wk < H || wv < H)
+    return wf_hint(WF_FAIL(WF_EINVAL,
+                           "heads: %lld heads do not divide the widths of keys %lld and values %lld",
+                           (long long)H, (long long)wk, (long long)wv),
+                   "the widths are d_model x expand_k and d_model x expand_v");
+  simple_gla *g = wf_calloc("model", 1, sizeof *g);
+  if (!g) return WF_ENOMEM;
+  *self = g;
+  *g = (simple_gla){
+      .H = H, .K = wk / H, .V = wv / H, .conv = o->conv, .gate_norm = o->gate_norm, .eps = b->norm_eps};
+  g->scan = (wf_scan_options){.scale = 1 / sqrt((double)g->K)};
+  return declare(b, g, o->conv_width);
+}
+
+static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
+  const simple_gla *g = self;
+  wf_ctx *c = r->c;
+  wf_tensor *w[4], *y[4];
+  for (int i = 0; i < 4; i++) w[i] = wf_value(g->w[i]);
+  wf_linear_n(c, x, 4, w, NULL, y);
+  for (int i = 0; i < 3; i++) {
+    if (g->conv) y[i] = wf_seq_conv(r, g->conv_slot[i], y[i], wf_value(g->taps[i]), NULL, true);
+    y[i] = wf_reshape(c, y[i], WF_SHAPE(-1, g->H, i < 2 ? g->K : g->V));
+  }
+  wf_tensor *log_decay = wf_affine(
+      c, wf_logsigmoid(c, wf_linear(c, x, wf_value(g->decay), wf_value(g->decay_bias))), 1 / g->gate_norm, 0);
+  wf_tensor *o = wf_seq_scan(r, g->scan_slot, y[0], y[1], y[2], log_decay, NULL, &g->scan);
+  o = wf_norm(c, WF_NORM_RMS, o, wf_value(g->norm), NULL, g->eps);
+  o = wf_reshape(c, o, WF_SHAPE(-1, g->H * g->V));
+  return wf_linear(c, wf_glu(c, WF_GLU_SWI, y[3], o), wf_value(g->out), NULL);
+}
+
+static double flops(const void *self, int64_t T) {
+  const simple_gla *g = self;
+  (void)T;
+  double d = (double)g->out->shape[0], HK = (double)(g->H * g->K), HV = (double)(g->H * g->V);
+  return 2 * d * (2 * HK + 3 * HV) + 4 * HK * (double)g->V;
+}
+
+const wf_layer_type wf_layer_simple_gla = {
+    .kind = WF_LAYER_MIXER,
+    .name = "simple_gla",
+    .help = "linear attention with one data-dependent decay a head, short convolution and output gate",
+    .paper = "Yang et al. 2024",
+    .options = table,
+    .options_size = sizeof(options),
+    .init = init,
+    .forward = forward,
+    .flops = flops,
+};
