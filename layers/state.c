@@ -81,8 +81,10 @@ void wf_state_advance(wf_state *s, const wf_rows *rows) {
     s->out[i] = NULL;
   }
   for (int64_t r = 0; r < rows->n; r++)
-    if (rows->row[r].flags & WF_ROW_LEAVES)
-      s->position[rows->row[r].lane] = rows->row[r].place + rows->row[r].len;
+    if (rows->row[r].flags & WF_ROW_LEAVES) {
+      int64_t end = rows->row[r].place + rows->row[r].len, *at = &s->position[rows->row[r].lane];
+      if (end > *at) *at = end; /* a replay goes over the same places again */
+    }
 }
 
 wf_status wf_state_reset(wf_state *s) {
