@@ -361,12 +361,11 @@ static wf_status check_all(const wf_config *c, const wf_yaml_node *root) {
     return at_key(root, "model", "max_positions",
                   WF_FAIL(WF_EINVAL, "model.max_positions %lld is less than data.seq_len %lld",
                           (long long)positions, (long long)c->data.seq_len));
-  if (c->train.carry_state && c->data.shuffle)
+  if (c->train.carry_state && !c->data.pack)
     return at_key(
         root, "train", "carry_state",
-        wf_hint(
-            WF_FAIL(WF_EINVAL, "train.carry_state needs documents in their order, but data.shuffle is true"),
-            "set data.shuffle: false"));
+        wf_hint(WF_FAIL(WF_EINVAL, "train.carry_state needs packed documents, but data.pack is false"),
+                "set data.pack: true"));
   if (count_written(c->model.blocks, c->model.n_blocks) > MAX_BLOCKS)
     return at_key(root, "model", "blocks",
                   wf_hint(WF_FAIL(WF_EINVAL, "more than %d blocks are written out", MAX_BLOCKS),

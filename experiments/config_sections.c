@@ -26,8 +26,9 @@ static const wf_option run_table[] = {
 static const wf_option data_table[] = {
     WF_OPT_STRF(wf_config_data, store, NULL, WF_OPT_REQUIRED, "token store made by weft data build"),
     WF_OPT_I64(wf_config_data, seq_len, "256", 1, 1 << 30, "tokens of a sequence"),
-    WF_OPT_BOOL(wf_config_data, pack, "true", "several documents in a sequence, none seeing another"),
-    WF_OPT_BOOL(wf_config_data, shuffle, "true", "a new order of the documents in each epoch, from the seed"),
+    WF_OPT_BOOL(wf_config_data, pack, "true",
+                "documents back to back in a sequence, none seeing another; false: one each"),
+    WF_OPT_BOOL(wf_config_data, shuffle, "true", "another order in each epoch, decided by the seed"),
     WF_OPT_I64F(wf_config_data, prefetch, "2", 0, 64, WF_OPT_RESUME, "batches prepared ahead on a thread"),
     WF_OPT_END};
 

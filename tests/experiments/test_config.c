@@ -226,7 +226,8 @@ START_TEST(impossible_combinations_are_refused) {
   expect_error(tiny, "data.seq_len=1000", "tiny.yaml:7:8: train.batch_tokens 4096 is not a multiple", "4000");
   expect_error(tiny, "train.accumulation=3", "train.accumulation 3 does not divide the 16 sequences", "");
   expect_error(tiny, "train.stream=257", "train.stream 257 is more than the tokens", "");
-  expect_error(tiny, "train.carry_state=true", "data.shuffle is true", "data.shuffle: false");
+  expect_error("data: {store: a, pack: false}\n" MODEL "train: {steps: 1}\n", "train.carry_state=true",
+               "--set train.carry_state=true: train.carry_state needs packed", "data.pack: true");
   expect_error(tiny, "model={d_model: 4, max_positions: 8, blocks: [{mixer: identity}]}",
                "model.max_positions 8 is less than data.seq_len 256", "");
 }
