@@ -11,6 +11,7 @@
 #include "core/file.h"
 #include "core/memory.h"
 #include "experiments/yaml.h"
+#include "optim/rules.h"
 
 static const char TAG[] = "config";
 enum {
@@ -346,16 +347,13 @@ static wf_status check_batch(const wf_config *c, const wf_yaml_node *root) {
         wf_hint(WF_FAIL(WF_EINVAL, "train.accumulation %lld does not divide the %lld sequences of a batch",
                         (long long)parts, (long long)sequences),
                 "train.batch_tokens / data.seq_len / train.accumulation must be whole"));
-  if (c->train.stream > seq)
-    return at_key(root, "train", "stream",
-                  WF_FAIL(WF_EINVAL,
-                          "train.stream %lld is more than the tokens of a sequence, data.seq_len %lld",
-                          (long long)c->train.stream, (long long)seq));
   return WF_OK;
 }
 
 static wf_status check_all(const wf_config *c, const wf_yaml_node *root) {
   WF_TRY(check_batch(c, root));
+  const wf_status rules = wf_opt_rules_check(c->train.rules);
+  if (rules != WF_OK) return at_key(root, "train", "rules", rules);
   const int64_t positions = c->model.max_positions;
   if (positions != WF_AUTO_I64 && positions < c->data.seq_len)
     return at_key(root, "model", "max_positions",

@@ -80,7 +80,7 @@ static const char hybrid[] =
     "        - {repeat: 3, norm: rmsnorm, mixer: {type: gla, heads: 2}, mlp: none}\n"
     "        - {mixer: {type: attention, softcap: 30}, mlp: {type: swiglu, width: 100}}\n"
     "    - mixer: identity\n"
-    "train: {steps: 1, rules: 'a \"b\" \\ #', init: w.safetensors,\n"
+    "train: {steps: 1, rules: '*.a\"b\\# lr=2 decay', init: w.safetensors,\n"
     "        schedule: {type: constant, warmup: 3, note: null}}\n"
     "eval: {batches: 3}\n"
     "parallel:\n";
@@ -225,7 +225,8 @@ START_TEST(impossible_combinations_are_refused) {
   expect_error(tiny, "train.batch_tokens=100", "not a multiple", "the nearest is 256");
   expect_error(tiny, "data.seq_len=1000", "tiny.yaml:7:8: train.batch_tokens 4096 is not a multiple", "4000");
   expect_error(tiny, "train.accumulation=3", "train.accumulation 3 does not divide the 16 sequences", "");
-  expect_error(tiny, "train.stream=257", "train.stream 257 is more than the tokens", "");
+  expect_error(tiny, "train.rules='@norm nonsense'", "rule for @norm: \"nonsense\" is no setting",
+               "no_decay");
   expect_error("data: {store: a, pack: false}\n" MODEL "train: {steps: 1}\n", "train.carry_state=true",
                "--set train.carry_state=true: train.carry_state needs packed", "data.pack: true");
   expect_error(tiny, "model={d_model: 4, max_positions: 8, blocks: [{mixer: identity}]}",
