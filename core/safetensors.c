@@ -141,7 +141,7 @@ static int by_offset(const void *a, const void *b) {
 /* The tensors of one shard must fill its data exactly. Adds the header's length to their offsets. */
 static wf_status place(wf_st_info *tensors, size_t n, int64_t start, int64_t available) {
   int64_t end = 0;
-  if (n > 0) qsort(tensors, n, sizeof *tensors, by_offset);
+  qsort(tensors, n, sizeof *tensors, by_offset);
   for (size_t i = 0; i < n; i++) {
     if (tensors[i].offset < end)
       return bad_tensor(tensors[i].name, "its data overlap those of another tensor");
@@ -193,7 +193,8 @@ static wf_status parse_header(wf_safetensors *st, const char *text, int64_t head
     }
   }
   json_decref(root);
-  return place(st->tensors + first, st->n_tensors - first, 8 + header, available);
+  if (st->n_tensors > first) return place(st->tensors + first, st->n_tensors - first, 8 + header, available);
+  return available == 0 ? WF_OK : WF_FAIL(WF_EFORMAT, "it has data but no tensors");
 }
 
 /* `text` is freed here. */
