@@ -6,12 +6,6 @@
 
 #include <math.h>
 
-const wf_option wf_ema_table[] = {
-    WF_OPT_F64(wf_ema_options, decay, "0", 0, 0.9999999,
-               "of the weights' moving average, used by evaluation; 0 keeps none"),
-    WF_OPT_BOOL(wf_ema_options, warmup, "true", "shorter averages at the start: at most (1 + t) / (10 + t)"),
-    WF_OPT_END};
-
 typedef struct ema_group {
   wf_tensor *value, *average, *ctl;
 } ema_group;

@@ -13,11 +13,9 @@ extern "C" {
 #endif
 
 typedef struct wf_ema_options {
-  double decay; /* 0: no average is kept */
-  bool warmup;
+  double decay; /* 0 to below 1 */
+  bool warmup;  /* shorter averages at the start, see wf_ema_update() */
 } wf_ema_options;
-
-extern const wf_option wf_ema_table[]; /* of wf_ema_options */
 
 typedef struct wf_ema wf_ema;
 
