@@ -163,7 +163,7 @@ START_TEST(instruction_sets) {
         for (int f64 = 0; f64 < 2; f64++) {
           wf_dtype real = f64 ? WF_F64 : WF_F32;
           result a = run(c, op, k, real, false), b = run(ctx, op, k, WF_F64, false);
-          expect_near(op, k, names[j], a, b, f64 ? 1e-12 : 1e-5);
+          expect_near(op, k, names[j], a, b, f64 ? 1e-10 : 1e-5);
           drop(&a);
           drop(&b);
         }
@@ -317,6 +317,66 @@ START_TEST(views) {
 }
 END_TEST
 
+/* The mask is Philox as core/rng.h draws it. */
+START_TEST(dropout_draws) {
+  enum { N = 3, D = 517 };
+  wf_rows *rows;
+  ck_assert(wf_rows_fresh(ctx, 1, N, 70001, &rows) == WF_OK);
+  wf_rng_key key = wf_rng_key_make(5, "dropout", "test");
+  float ones[N * D], y[N * D];
+  for (int i = 0; i < N * D; i++) ones[i] = 1;
+  wf_tensor *x = wf_from_host(ctx, "test", WF_F32, WF_SHAPE(N, D), ones);
+  ck_assert_ptr_eq(wf_dropout(ctx, x, rows, 0, key, 3), x);
+  ck_assert(wf_to_host(wf_dropout(ctx, x, rows, 0.25, key, 3), y) == WF_OK);
+  for (uint32_t i = 0; i < N; i++)
+    for (uint32_t j = 0; j < D; j++) {
+      uint32_t w[4];
+      wf_rng_draw(key, 3, 70001, i, j / 4, w);
+      ck_assert_float_eq(y[i * D + j], w[j % 4] >= 0x40000000u ? (float)(1 / 0.75) : 0);
+    }
+  wf_rows_free(rows);
+}
+END_TEST
+
+/* Many rows, several threads: norms written out in other ops. */
+START_TEST(large_norms) {
+  wf_tensor *x = numbers(WF_F32, WF_SHAPE(300, 67), "x"), *r = numbers(WF_F32, WF_SHAPE(300, 67), "r");
+  wf_tensor *w = numbers(WF_F32, WF_SHAPE(67), "w"), *b = numbers(WF_F32, WF_SHAPE(67), "b"), *h;
+  wf_tensor *y = wf_add_norm(ctx, WF_NORM_LAYER, x, r, w, b, 1e-5, &h), *sum = wf_add(ctx, x, r);
+  expect_same("sum", h, sum, 0);
+  wf_tensor *centred = wf_sub(ctx, sum, wf_mean(ctx, sum, 1, true));
+  wf_tensor *var = wf_mean(ctx, wf_square(ctx, centred), 1, true);
+  wf_tensor *plain = wf_div(ctx, centred, wf_sqrt(ctx, wf_affine(ctx, var, 1, 1e-5)));
+  expect_same("layer norm", y, wf_add(ctx, wf_mul(ctx, plain, w), b), 1e-6);
+  wf_tensor *square = wf_sum(ctx, wf_square(ctx, x), 1, true);
+  wf_tensor *length = wf_sqrt(ctx, wf_affine(ctx, square, 1, 0.5));
+  expect_same("L2 norm", wf_l2norm(ctx, x, 0.5), wf_div(ctx, x, length), 1e-6);
+  wf_tensor *rms = wf_sqrt(ctx, wf_affine(ctx, square, 1 / 67.0, 0.5));
+  expect_same("RMS norm", wf_norm(ctx, WF_NORM_RMS, x, NULL, NULL, 0.5), wf_div(ctx, x, rms), 1e-6);
+}
+END_TEST
+
+/* More tokens than rows, more columns than a cache line: sums over repeated ids. */
+START_TEST(large_embedding) {
+  enum { N = 500, V = 23, D = 70 };
+  int32_t id[N];
+  double count[V] = {0};
+  for (int i = 0; i < N; i++) {
+    id[i] = (int32_t)wf_rng_below(wf_rng_key_make(2, "test", "id"), (uint64_t)i, V);
+    count[id[i]]++;
+  }
+  wf_tensor *ids = wf_from_host(ctx, "test", WF_I32, WF_SHAPE(N), id);
+  wf_tensor *ones = wf_affine(ctx, wf_zeros(ctx, "test", WF_F32, WF_SHAPE(N, D)), 1, 1);
+  int64_t rows = V;
+  wf_tensor *in[2] = {ones, ids}, *d = wf_op_apply(ctx, &wf_op_embedding_grad, 2, in, &rows, NULL);
+  wf_tensor *want = wf_from_host(ctx, "test", WF_F64, WF_SHAPE(V, 1), count);
+  expect_same("counts", d, wf_cast(ctx, wf_expand(ctx, want, WF_SHAPE(V, D)), WF_F32), 0);
+  wf_tensor *table = numbers(WF_F32, WF_SHAPE(V, D), "table");
+  expect_same("last token", wf_slice(ctx, wf_embedding(ctx, table, ids), 0, N - 1, N),
+              wf_slice(ctx, table, 0, id[N - 1], id[N - 1] + 1), 0);
+}
+END_TEST
+
 static void expect_refused(wf_tensor *t, const char *text) {
   ck_assert(wf_is_poison(t));
   ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
@@ -336,6 +396,17 @@ START_TEST(refusals) {
   expect_refused(wf_expand(ctx, x, WF_SHAPE(4, 7)), "broadcast");
   expect_refused(wf_sum(ctx, x, 2, false), "no dimension 2");
   expect_refused(wf_sum_to(ctx, x, WF_SHAPE(3, 6)), "summed");
+  wf_tensor *ids = wf_from_host(ctx, "test", WF_I32, WF_SHAPE(4), (int32_t[]){0, 3, 4, -1});
+  ck_assert(wf_is_poison(wf_embedding(ctx, x, ids)));
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
+  ck_assert_str_eq(wf_error_message(), "id 4 at place 2; there are rows 0 to 3");
+  ck_assert(!wf_is_poison(wf_xent(ctx, x, ids, 0))); /* -1: not counted */
+  ck_assert(wf_is_poison(wf_xent(ctx, wf_slice(ctx, x, 1, 0, 4), ids, 0)));
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
+  ck_assert_str_eq(wf_error_message(), "label 4 at place 2; there are 4 classes");
+  expect_refused(wf_norm(ctx, WF_NORM_RMS, x, wf_slice(ctx, x, 1, 0, 5), NULL, 1e-6), "weight or bias");
+  expect_refused(wf_glu(ctx, WF_GLU_SWI, x, y), "gate and up differ");
+  expect_refused(wf_rotary(ctx, wf_reshape(ctx, x, WF_SHAPE(4, 2, 3)), ids, 1e4, 2), "positions");
   expect_refused(wf_exp(ctx, wf_from_host(ctx, "test", WF_I32, WF_SHAPE(1), (int32_t[]){1})), "i32");
 }
 END_TEST
@@ -355,6 +426,9 @@ static Suite *ops_suite(void) {
   tcase_add_test(t, large_sums);
   tcase_add_test(t, large_products);
   tcase_add_test(t, views);
+  tcase_add_test(t, dropout_draws);
+  tcase_add_test(t, large_norms);
+  tcase_add_test(t, large_embedding);
   tcase_add_test(t, refusals);
   suite_add_tcase(s, t);
   return s;
