@@ -1,9 +1,12 @@
 /* core/h5 and core/trailer: what is written is read back, equal content gives equal bytes, and any damage,
  * any failed write and any failed allocation is an error that leaves nothing behind. */
+#define _GNU_SOURCE /* unshare */
 #include <errno.h>
 #include <hdf5.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -529,6 +532,41 @@ START_TEST(full_disk) {
 }
 END_TEST
 
+/* A disk of ever more pages, until all fits. Only root can have one. */
+START_TEST(full_tmpfs) {
+  char disk[600], options[32];
+  snprintf(disk, sizeof disk, "%s/disk", temp_dir);
+  ck_assert_int_eq(mkdir(disk, 0700), 0);
+  if (geteuid() != 0 || unshare(CLONE_NEWNS) != 0 ||
+      mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+      mount("none", disk, "tmpfs", 0, "size=4k") != 0) {
+    fprintf(stderr, "skipped: full_tmpfs needs root and mount\n");
+    return;
+  }
+  wf_status s = WF_EIO;
+  int refused = 0;
+  for (int kib = 8; s != WF_OK; kib += 4) {
+    ck_assert_int_lt(kib, 200);
+    snprintf(options, sizeof options, "size=%dk", kib);
+    ck_assert_int_eq(mount("none", disk, "tmpfs", MS_REMOUNT, options), 0);
+    spill(temp_path("disk/a.h5"), "earlier", 7);
+    s = write_sample(temp_path("disk/a.h5"));
+    if (s != WF_OK) {
+      refused++;
+      ck_assert_msg(s == WF_EIO, "%d KiB: status %d: %s", kib, (int)s, wf_error_message());
+      ck_assert_ptr_nonnull(strstr(wf_error_message(), strerror(ENOSPC)));
+      ck_assert_ptr_nonnull(strstr(wf_error_hint(), "are free in"));
+      char *data = slurp(temp_path("disk/a.h5"), &(int64_t){0});
+      ck_assert_str_eq(data, "earlier");
+      wf_free(data);
+    }
+  }
+  ck_assert_int_gt(refused, 0);
+  assert_sample(temp_path("disk/a.h5"), WF_H5_CHECK_ALL);
+  ck_assert_int_eq(umount(disk), 0);
+}
+END_TEST
+
 START_TEST(no_permission) {
   wf_h5_writer *w;
   spill(temp_path("file"), "", 0);
@@ -595,6 +633,7 @@ static Suite *h5_suite(void) {
   tcase_add_test(c, lazy_checks);
   tcase_add_test(c, threads);
   tcase_add_test(c, full_disk);
+  tcase_add_test(c, full_tmpfs);
   tcase_add_test(c, no_permission);
   tcase_add_test(c, allocation_failures);
   suite_add_tcase(s, c);
