@@ -1,26 +1,14 @@
 /* cache_append: writes tokens into an append-only cache, in place; recomputing or replaying a piece writes
  * the same bytes again. cache_append_grad takes the written slice out of the cache's gradient. */
-#include "core/op_def.h"
+#include "core/ops/rows_impl.h"
 
 #ifdef WF_KERNEL_PASS
 #  include <string.h>
 
-/* One token of a tensor [.., heads.., width]: lines of `width` elements at the strides of its inner
- * dimensions; `from` is the number of leading dimensions before them. */
-static int64_t line_at(const wf_tensor *t, int from, int64_t line) {
-  int64_t at = 0;
-  for (int d = t->ndim - 2; d >= from; d--) {
-    at += line % t->shape[d] * t->stride[d];
-    line /= t->shape[d];
-  }
-  return at;
-}
-
 /* The lines of tokens of every row, between cache and x. */
 static wf_status each_row(const wf_tensor *cache, const wf_tensor *x, const wf_tensor *table, bool take) {
-  int64_t lanes = cache->shape[0], capacity = cache->shape[1], rows = table->shape[0], lines = 1;
-  int64_t width = cache->ndim > 2 ? cache->shape[cache->ndim - 1] : 1;
-  for (int d = 2; d < cache->ndim - 1; d++) lines *= cache->shape[d];
+  int64_t lanes = cache->shape[0], capacity = cache->shape[1], rows = table->shape[0], width;
+  int64_t lines = wf_token_lines(cache, 2, &width);
   const wf_row *row = wf_data(table);
   for (int64_t r = 0; r < rows; r++)
     if (row[r].lane < 0 || row[r].lane >= lanes || row[r].place < 0 || row[r].len < 0 || row[r].begin < 0 ||
@@ -36,8 +24,8 @@ static wf_status each_row(const wf_tensor *cache, const wf_tensor *x, const wf_t
       for (int64_t t = t0; t < t1; t++)
         for (int64_t l = 0; l < lines; l++) {
           real *in = c + row[r].lane * cache->stride[0] + (row[r].place + t) * cache->stride[1] +
-                     line_at(cache, 2, l);
-          real *out = y + (row[r].begin + t) * x->stride[0] + line_at(x, 1, l);
+                     wf_line_at(cache, 2, l);
+          real *out = y + (row[r].begin + t) * x->stride[0] + wf_line_at(x, 1, l);
           if (!take)
             memcpy(in, out, (size_t)width * sizeof *in);
           else {

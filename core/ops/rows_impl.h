@@ -1,0 +1,69 @@
+/* What the kernels over rows share: reading the table, and tokens of any inner shape. */
+#ifndef WF_CORE_OPS_ROWS_IMPL_H
+#define WF_CORE_OPS_ROWS_IMPL_H
+
+#include "core/op_def.h"
+
+#ifdef WF_KERNEL_PASS
+
+/* Rows must tile n tokens and name lanes below `lanes`. */
+static inline wf_status wf_rows_read(const char *op, const wf_tensor *table, int64_t n, int64_t lanes,
+                                     const wf_row **out) {
+  const wf_row *row = wf_data(table);
+  int64_t at = 0;
+  for (int64_t r = 0; r < table->shape[0]; r++) {
+    if (row[r].begin != at || row[r].len < 1 || row[r].len > n - at || row[r].lane < 0 ||
+        row[r].lane >= lanes)
+      return WF_FAIL(WF_EINVAL, "%s: row %lld (begin %lld, len %lld, lane %lld) of %lld tokens, %lld lanes",
+                     op, (long long)r, (long long)row[r].begin, (long long)row[r].len, (long long)row[r].lane,
+                     (long long)n, (long long)lanes);
+    at += row[r].len;
+  }
+  if (at != n)
+    return WF_FAIL(WF_EINVAL, "%s: the rows have %lld tokens of %lld", op, (long long)at, (long long)n);
+  *out = row;
+  return WF_OK;
+}
+
+static inline bool wf_row_takes(const wf_row *r) {
+  return r->flags & WF_ROW_TAKES;
+}
+static inline bool wf_row_leaves(const wf_row *r) {
+  return r->flags & WF_ROW_LEAVES;
+}
+
+/* Is lane `lane` left by some row? */
+static inline bool wf_lane_left(const wf_row *row, int64_t n, int64_t lane) {
+  for (int64_t r = 0; r < n; r++)
+    if (row[r].lane == lane && wf_row_leaves(&row[r])) return true;
+  return false;
+}
+
+#endif
+
+/* A tensor [..., heads.., width] whose first `lead` dimensions find a token: a token is `lines` lines of
+ * `width` adjacent elements, the l-th at wf_line_at from the token's first. */
+static inline int64_t wf_token_lines(const wf_tensor *t, int lead, int64_t *width) {
+  int64_t lines = 1;
+  *width = t->ndim > lead ? t->shape[t->ndim - 1] : 1;
+  for (int d = lead; d < t->ndim - 1; d++) lines *= t->shape[d];
+  return lines;
+}
+static inline int64_t wf_line_at(const wf_tensor *t, int lead, int64_t line) {
+  int64_t at = 0;
+  for (int d = t->ndim - 2; d >= lead; d--) {
+    at += line % t->shape[d] * t->stride[d];
+    line /= t->shape[d];
+  }
+  return at;
+}
+
+/* A state is missing only where no row takes one. */
+static inline wf_status wf_state_given(const char *op, const wf_tensor *state, const wf_rows *rows) {
+  for (int64_t r = 0; !state && r < rows->n; r++)
+    if (rows->row[r].flags & WF_ROW_TAKES)
+      return WF_FAIL(WF_EINVAL, "%s: row %lld takes a state and none is given", op, (long long)r);
+  return WF_OK;
+}
+
+#endif
