@@ -27,47 +27,48 @@ int64_t wf_tokens_longest(const wf_tokens *t) {
 }
 
 void wf_tokens_free(wf_tokens *t) {
-  wf_free(t->row);
-  wf_free(t->ids);
-  wf_free(t->labels);
+  wf_free((void *)t->row);
+  wf_free((void *)t->ids);
+  wf_free((void *)t->labels);
   *t = (wf_tokens){0};
 }
 
-static void cut_rows(const wf_tokens *t, const int64_t *start, int64_t begin, int64_t end, wf_tokens *out) {
+/* Append to `out` what lies in [begin, end), into its arrays `row`, `ids` and `labels`. */
+static void cut_rows(const wf_tokens *t, const int64_t *start, int64_t begin, int64_t end, wf_tokens *out,
+                     wf_row *row, int32_t *ids, int32_t *labels) {
   for (int64_t i = 0; i < t->n_rows; i++) {
     wf_row r = t->row[i];
     int64_t from = begin + start[r.lane] - r.place, to = end + start[r.lane] - r.place; /* within the row */
     if (from < 0) from = 0;
     if (to > r.len) to = r.len;
     if (from >= to) continue;
-    size_t bytes = (size_t)(to - from) * sizeof *t->ids;
-    memcpy(out->ids + out->n_tokens, t->ids + r.begin + from, bytes);
-    memcpy(out->labels + out->n_tokens, t->labels + r.begin + from, bytes);
+    size_t bytes = (size_t)(to - from) * sizeof *ids;
+    memcpy(ids + out->n_tokens, t->ids + r.begin + from, bytes);
+    memcpy(labels + out->n_tokens, t->labels + r.begin + from, bytes);
     if (from > 0) r.flags |= WF_ROW_TAKES;
     if (to < r.len) r.flags |= WF_ROW_LEAVES;
     r.begin = out->n_tokens;
     r.pos += from;
     r.place += from;
     r.len = to - from;
-    out->row[out->n_rows++] = r;
+    row[out->n_rows++] = r;
     out->n_tokens += r.len;
   }
 }
 
 wf_status wf_tokens_cut(const wf_tokens *t, int64_t begin, int64_t end, wf_tokens *out) {
-  *out = (wf_tokens){.n_lanes = t->n_lanes};
   int64_t *start = lane_starts(t);
-  out->row = wf_alloc("rows", ((size_t)t->n_rows + 1) * sizeof *out->row);
-  out->ids = wf_alloc("rows", ((size_t)t->n_tokens + 1) * sizeof *out->ids);
-  out->labels = wf_alloc("rows", ((size_t)t->n_tokens + 1) * sizeof *out->labels);
-  if (!start || !out->row || !out->ids || !out->labels) {
-    wf_free(start);
+  wf_row *row = wf_alloc("rows", ((size_t)t->n_rows + 1) * sizeof *row);
+  int32_t *ids = wf_alloc("rows", ((size_t)t->n_tokens + 1) * sizeof *ids);
+  int32_t *labels = wf_alloc("rows", ((size_t)t->n_tokens + 1) * sizeof *labels);
+  *out = (wf_tokens){.n_lanes = t->n_lanes, .row = row, .ids = ids, .labels = labels};
+  bool ok = start && row && ids && labels;
+  if (ok)
+    cut_rows(t, start, begin, end, out, row, ids, labels);
+  else
     wf_tokens_free(out);
-    return WF_ENOMEM;
-  }
-  cut_rows(t, start, begin, end, out);
   wf_free(start);
-  return WF_OK;
+  return ok ? WF_OK : WF_ENOMEM;
 }
 
 /* ---- one piece on the device ---- */

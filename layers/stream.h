@@ -17,8 +17,8 @@ extern "C" {
 /* A batch on the host: rows tile the tokens (core/rows.h); labels < 0 have no loss. */
 typedef struct wf_tokens {
   int64_t n_rows, n_lanes, n_tokens;
-  wf_row *row;
-  int32_t *ids, *labels;
+  const wf_row *row;
+  const int32_t *ids, *labels;
 } wf_tokens;
 
 /* The part of `t` whose places lie in [begin, end), counted from each lane's first token in `t`. Rows that
