@@ -138,7 +138,7 @@ static wf_status damaged(wf_status s, const char *path) {
 
 /* The footer, after checking that it can be one of a file of `size` bytes. */
 static wf_status read_footer(int fd, const char *path, int64_t size, footer *foot) {
-  char signature[SIGNATURE];
+  char signature[SIGNATURE] = {0};
   if (size == 0)
     return wf_hint(WF_FAIL(WF_EFORMAT, "%s is empty", path), "make it again, or use an earlier one");
   if (size >= SIGNATURE) WF_TRY(wf_read_at(fd, path, signature, SIGNATURE, 0));
