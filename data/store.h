@@ -34,7 +34,10 @@ extern const char *const wf_split_names[WF_N_SPLITS]; /* "train", "validation", 
 typedef struct wf_store_options {
   char *tokenizer; /* bytes, chars, bpe, unigram, or the path of a tokenizer.json or SentencePiece model */
   int64_t vocab_size;
-  char *split, *key;
+  char *output;                      /* the store to write */
+  bool replace;                      /* an existing output */
+  char *split, *key;                 /* data/source.h: separator, key */
+  char *validation_file, *test_file; /* further texts, whole, for these splits; NULL: none */
   double validation, test;
   int64_t seed;
   bool eot;
@@ -57,13 +60,13 @@ typedef struct wf_store_report {
  * twice, and counted twice). */
 typedef void (*wf_store_progress)(void *context, int64_t done, int64_t total);
 
-/* Build `output`. Inputs of any size: text and ids pass through fixed buffers, and the ids wait in an unnamed
- * file beside the output. Documents with split -1 go to validation and test by a hash of their number and the
- * seed; where that would leave a wanted split empty (one long text, a few documents), the ends of the text
- * are taken instead, first validation, then test. An existing output: WF_EEXISTS unless `overwrite`. Errors
- * name the file and line. `progress` and `report` may be NULL. */
-wf_status wf_store_build(const wf_store_options *o, const wf_store_input *inputs, int n, const char *output,
-                         bool overwrite, wf_store_progress progress, void *context, wf_store_report *report);
+/* Build o->output. Inputs of any size: text and ids pass through fixed buffers, and the ids wait in an
+ * unnamed file beside the output. Documents with split -1 go to validation and test by a hash of their number
+ * and the seed; where that would leave a wanted split empty (one long text, a few documents), the ends of the
+ * text are taken instead, first validation, then test. An existing output: WF_EEXISTS unless o->replace.
+ * Errors name the file and line. `progress` and `report` may be NULL. */
+wf_status wf_store_build(const wf_store_options *o, const wf_store_input *inputs, int n,
+                         wf_store_progress progress, void *context, wf_store_report *report);
 
 /* --- Reading
  * ------------------------------------------------------------------------------------------------------ */

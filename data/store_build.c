@@ -21,11 +21,15 @@ const wf_option wf_store_option_table[] = {
         wf_store_options, tokenizer, "bytes",
         "bytes, chars, bpe, unigram (SentencePiece, trained here), or a tokenizer.json or .model file"),
     WF_OPT_I64(wf_store_options, vocab_size, "8192", 2, 1 << 24, "ids of a trained bpe or unigram tokenizer"),
+    WF_OPT_STRF(wf_store_options, output, NULL, WF_OPT_REQUIRED, "the token store to write"),
+    WF_OPT_BOOL(wf_store_options, replace, "false", "replace an existing output"),
     WF_OPT_STR(wf_store_options, split, NULL, "a line equal to this separates documents inside a file"),
     WF_OPT_STR(wf_store_options, key, "text", "key of the text in .jsonl files"),
     WF_OPT_F64F(wf_store_options, validation, "auto", 0, 0.9, WF_OPT_AUTO,
                 "fraction held back for validation; auto: 0.1, or 0 when validation files are given"),
     WF_OPT_F64(wf_store_options, test, "0", 0, 0.9, "fraction held back for the final test"),
+    WF_OPT_STR(wf_store_options, validation_file, NULL, "a text, or a folder of texts, for validation"),
+    WF_OPT_STR(wf_store_options, test_file, NULL, "a text, or a folder of texts, for the final test"),
     WF_OPT_I64(wf_store_options, seed, "1", 0, INT32_MAX, "decides which documents are held back"),
     WF_OPT_BOOL(wf_store_options, eot, "false", "end each document with the tokenizer's end-of-text id"),
     WF_OPT_END};
@@ -447,7 +451,7 @@ static wf_status write_store(build *b, const char *output) {
   wf_h5_writer *w;
   WF_TRY(divide(b, sizes));
   XXH64_update(b->sum, sizes, sizeof sizes);
-  for (int k = 0; k < WF_N_SPLITS; k++) b->report.documents += sizes[k].documents;
+  b->report.documents = b->n_documents;
   WF_TRY(wf_h5_create(output, &w));
   wf_status s = define(b, w, sizes, tokens, offsets);
   for (int k = 0; k < WF_N_SPLITS && s == WF_OK; k++)
@@ -463,7 +467,7 @@ static wf_status write_store(build *b, const char *output) {
 /* --- All of it --- */
 
 static wf_status set_fractions(build *b, const wf_store_input *inputs, int n) {
-  bool given = false;
+  bool given = b->o->validation_file != NULL;
   for (int i = 0; i < n; i++) {
     given |= inputs[i].split == WF_VALIDATION;
     if (inputs[i].split < -1 || inputs[i].split >= WF_N_SPLITS)
@@ -482,14 +486,17 @@ static wf_status set_fractions(build *b, const wf_store_input *inputs, int n) {
 static wf_status open_inputs(build *b, const wf_store_input *inputs, int n) {
   wf_source_input *in;
   wf_source_options o = {.separator = b->o->split, .key = b->o->key};
-  WF_CALLOC(in, "store", n > 0 ? n : 1);
+  WF_CALLOC(in, "store", (n > 0 ? n : 0) + 2);
   for (int i = 0; i < n; i++) in[i] = (wf_source_input){inputs[i].path, inputs[i].split};
+  if (b->o->validation_file) in[n++] = (wf_source_input){b->o->validation_file, WF_VALIDATION};
+  if (b->o->test_file) in[n++] = (wf_source_input){b->o->test_file, WF_TEST};
   wf_status s = wf_source_open(in, n, &o, &b->source);
   wf_free(in);
   return s;
 }
 
-static wf_status run(build *b, const wf_store_input *inputs, int n, const char *output) {
+static wf_status run(build *b, const wf_store_input *inputs, int n) {
+  const char *output = b->o->output;
   const wf_source_file *files;
   WF_TRY(set_fractions(b, inputs, n));
   WF_TRY(open_inputs(b, inputs, n));
@@ -506,12 +513,14 @@ static wf_status run(build *b, const wf_store_input *inputs, int n, const char *
   return WF_OK;
 }
 
-wf_status wf_store_build(const wf_store_options *o, const wf_store_input *inputs, int n, const char *output,
-                         bool overwrite, wf_store_progress progress, void *context, wf_store_report *report) {
+wf_status wf_store_build(const wf_store_options *o, const wf_store_input *inputs, int n,
+                         wf_store_progress progress, void *context, wf_store_report *report) {
   build b = {.o = o, .progress = progress, .context = context, .ids.fd = -1, .documents.fd = -1};
-  if (!overwrite && wf_file_exists(output))
-    return wf_hint(WF_FAIL(WF_EEXISTS, "%s exists already", output), "remove it, or build with --overwrite");
-  wf_status s = run(&b, inputs, n, output);
+  if (!o->output || !*o->output)
+    return wf_hint(WF_FAIL(WF_EINVAL, "no output given"), "name the token store to write: -o STORE.h5");
+  if (!o->replace && wf_file_exists(o->output))
+    return wf_hint(WF_FAIL(WF_EEXISTS, "%s exists already", o->output), "remove it, or build with --replace");
+  wf_status s = run(&b, inputs, n);
   wf_source_close(b.source);
   wf_tokenizer_free(b.tokenizer);
   wf_spool_close(&b.ids);

@@ -27,9 +27,9 @@ static wf_store *make_store(const int *lengths, int n) {
   ck_assert_int_eq(wf_options_defaults(wf_store_option_table, &o), WF_OK);
   ck_assert_int_eq(wf_options_set(wf_store_option_table, &o, "validation", "0"), WF_OK);
   ck_assert_int_eq(wf_options_set(wf_store_option_table, &o, "tokenizer", "chars"), WF_OK);
+  ck_assert_int_eq(wf_options_set(wf_store_option_table, &o, "output", temporary_path("s.h5")), WF_OK);
   wf_store_input in = {temporary_path("in.jsonl"), -1};
-  ck_assert_msg(wf_store_build(&o, &in, 1, temporary_path("s.h5"), true, NULL, NULL, NULL) == WF_OK, "%s",
-                wf_error_message());
+  ck_assert_msg(wf_store_build(&o, &in, 1, NULL, NULL, NULL) == WF_OK, "%s", wf_error_message());
   wf_options_free(wf_store_option_table, &o);
   ck_assert_int_eq(wf_store_open(temporary_path("s.h5"), &s), WF_OK);
   return s;

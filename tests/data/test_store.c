@@ -8,19 +8,21 @@
 #include "tests/check_main.h"
 #include "tests/data/temporary.h"
 
-static wf_store_options defaults(void) {
-  wf_store_options o = {0};
-  ck_assert_int_eq(wf_options_defaults(wf_store_option_table, &o), WF_OK);
-  return o;
-}
-
 static void set(wf_store_options *o, const char *name, const char *value) {
   ck_assert_msg(wf_options_set(wf_store_option_table, o, name, value) == WF_OK, "%s", wf_error_message());
 }
 
+static wf_store_options defaults(void) {
+  wf_store_options o = {0};
+  ck_assert_int_eq(wf_options_defaults(wf_store_option_table, &o), WF_OK);
+  set(&o, "output", temporary_path("out.h5"));
+  set(&o, "replace", "true");
+  return o;
+}
+
 static wf_status build(const wf_store_options *o, const char *path, int split, wf_store_report *r) {
   wf_store_input in = {path, split};
-  return wf_store_build(o, &in, 1, temporary_path("out.h5"), true, NULL, NULL, r);
+  return wf_store_build(o, &in, 1, NULL, NULL, r);
 }
 
 static wf_store *open_built(void) {
@@ -178,22 +180,33 @@ START_TEST(by_file) {
   wf_store_input in[] = {{temporary_text("t", "train me"), WF_TRAIN},
                          {temporary_text("v", "hold"), WF_VALIDATION},
                          {temporary_text("w", "out"), WF_VALIDATION}};
-  ck_assert_int_eq(wf_store_build(&o, in, 3, temporary_path("out.h5"), false, NULL, NULL, NULL), WF_OK);
+  ck_assert_int_eq(wf_store_build(&o, in, 3, NULL, NULL, NULL), WF_OK);
   wf_store *s = open_built();
   ck_assert_str_eq(wf_store_split_by(s), "files");
   check_split(s, WF_TRAIN, "train me", 1);
   check_split(s, WF_VALIDATION, "holdout", 2);
   wf_store_close(s);
+  /* The same by the options. */
+  set(&o, "validation_file", temporary_path("v"));
+  set(&o, "test_file", temporary_path("w"));
+  ck_assert_int_eq(wf_store_build(&o, in, 1, NULL, NULL, NULL), WF_OK);
+  s = open_built();
+  check_split(s, WF_TRAIN, "train me", 1);
+  check_split(s, WF_VALIDATION, "hold", 1);
+  check_split(s, WF_TEST, "out", 1);
+  wf_store_close(s);
+  wf_options_free(wf_store_option_table, &o);
+  o = defaults();
   /* Training texts without a split of their own stay whole when validation has files. */
   in[0].split = -1;
-  ck_assert_int_eq(wf_store_build(&o, in, 3, temporary_path("out.h5"), true, NULL, NULL, NULL), WF_OK);
+  ck_assert_int_eq(wf_store_build(&o, in, 3, NULL, NULL, NULL), WF_OK);
   s = open_built();
   check_split(s, WF_TRAIN, "train me", 1);
   check_split(s, WF_VALIDATION, "holdout", 2);
   wf_store_close(s);
   /* The characters of held-back text are not learned. */
   set(&o, "tokenizer", "chars");
-  ck_assert_int_eq(wf_store_build(&o, in, 3, temporary_path("out.h5"), true, NULL, NULL, NULL), WF_OK);
+  ck_assert_int_eq(wf_store_build(&o, in, 3, NULL, NULL, NULL), WF_OK);
   s = open_built();
   ck_assert_int_eq(wf_store_vocab(s), 9); /* t r a i n space m e, and unknown */
   ck_assert_int_eq(wf_store_verify(s), WF_OK);
@@ -269,8 +282,7 @@ START_TEST(trained_here) {
   set(&o, "key", "body");
   wf_store_input in = {temporary_path("a.jsonl"), -1};
   int64_t last[2] = {0, 0};
-  ck_assert_msg(wf_store_build(&o, &in, 1, temporary_path("out.h5"), true, progress, last, NULL) == WF_OK,
-                "%s", wf_error_message());
+  ck_assert_msg(wf_store_build(&o, &in, 1, progress, last, NULL) == WF_OK, "%s", wf_error_message());
   ck_assert_int_eq(last[0], last[1]);
   wf_store *s = open_built();
   ck_assert_str_eq(wf_store_tokenizer_name(s), "sentencepiece");
@@ -318,11 +330,12 @@ START_TEST(bad_input) {
   set(&o, "test", "0");
   ck_assert_int_eq(build(&o, temporary_path("a"), -1, NULL), WF_OK);
   wf_store_input in = {temporary_path("a"), -1};
-  ck_assert_int_eq(wf_store_build(&o, &in, 1, temporary_path("out.h5"), false, NULL, NULL, NULL), WF_EEXISTS);
+  set(&o, "replace", "false");
+  ck_assert_int_eq(wf_store_build(&o, &in, 1, NULL, NULL, NULL), WF_EEXISTS);
   if (geteuid() != 0) {
     mkdir(temporary_path("locked"), 0555);
-    ck_assert_int_eq(wf_store_build(&o, &in, 1, temporary_path("locked/out.h5"), false, NULL, NULL, NULL),
-                     WF_EIO);
+    set(&o, "output", temporary_path("locked/out.h5"));
+    ck_assert_int_eq(wf_store_build(&o, &in, 1, NULL, NULL, NULL), WF_EIO);
   }
   wf_options_free(wf_store_option_table, &o);
   temporary_remove();
