@@ -4,6 +4,10 @@
 
 #include "core/op.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct slab;
 
 struct wf_ctx {
@@ -25,5 +29,9 @@ struct wf_ctx {
 
 /* `t` itself where contiguous, else a contiguous copy in the current scope; never recorded. */
 wf_tensor *wf_contiguous_raw(wf_ctx *c, const wf_tensor *t);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -5,6 +5,10 @@
 #include <pthread.h>
 #include "core/device.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { WF_CACHE_CLASSES = 256 };
 
 typedef struct wf_cached {
@@ -37,5 +41,9 @@ struct wf_device {
 
 /* core/cuda_device.cu: fills type, name, v, stream, backend. */
 wf_status wf_cuda_device_open(int index, wf_device *dev);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -7,6 +7,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __CUDACC__
+#  define WF_HOST_DEVICE __host__ __device__
+#else
+#  define WF_HOST_DEVICE
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -28,7 +34,7 @@ const char *wf_dtype_name(wf_dtype d);                  /* "f32", "bf16", ...; "
 bool wf_dtype_parse(const char *name, wf_dtype *dtype); /* the reverse; false and untouched when unknown */
 
 /* Exact: bfloat16 is the upper half of a float32. */
-static inline float wf_bf16_to_f32(uint16_t h) {
+WF_HOST_DEVICE static inline float wf_bf16_to_f32(uint16_t h) {
   uint32_t u = (uint32_t)h << 16;
   float f;
   memcpy(&f, &u, sizeof f);
@@ -36,7 +42,7 @@ static inline float wf_bf16_to_f32(uint16_t h) {
 }
 
 /* Round to nearest even. Overflow gives infinity; a NaN stays a (quiet) NaN. */
-static inline uint16_t wf_f32_to_bf16(float f) {
+WF_HOST_DEVICE static inline uint16_t wf_f32_to_bf16(float f) {
   uint32_t u;
   memcpy(&u, &f, sizeof u);
   if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u);

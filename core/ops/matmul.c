@@ -3,32 +3,8 @@
  * A large product is threaded by BLAS; many small ones run beside each other, one thread each. A few rows
  * (decoding) are read-bound: each thread reads its share of the weight's rows once.
  */
+#include "core/ops/matmul_impl.h"
 #include "core/ops/ops_impl.h"
-
-typedef struct matrix {
-  bool t;     /* stored transposed */
-  int64_t ld; /* stride between stored rows */
-} matrix;
-
-/* The last two dimensions as BLAS takes them; false where neither has stride 1. */
-static inline bool as_blas(const wf_tensor *x, matrix *m) {
-  int64_t rows = x->shape[x->ndim - 2], cols = x->shape[x->ndim - 1];
-  int64_t rs = x->stride[x->ndim - 2], cs = x->stride[x->ndim - 1];
-  if ((cs == 1 || cols <= 1) && (rs >= cols || rows <= 1)) {
-    m->t = false;
-    m->ld = rows <= 1 || rs < cols ? (cols > 0 ? cols : 1) : rs;
-    if (m->ld < 1) m->ld = 1;
-    return true;
-  }
-  if ((rs == 1 || rows <= 1) && (cs >= rows || cols <= 1)) {
-    m->t = true;
-    m->ld = cols <= 1 || cs < rows ? (rows > 0 ? rows : 1) : cs;
-    return true;
-  }
-  return false;
-}
-
-enum { MAX_PROJECTIONS = 4, BIAS = 1 + MAX_PROJECTIONS };
 
 /* b continues a: `step` elements further on in one storage. */
 static inline bool continues(const wf_tensor *a, const wf_tensor *b, int64_t step) {

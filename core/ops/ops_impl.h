@@ -5,6 +5,10 @@
 #include "core/ctx_impl.h"
 #include "core/op_def.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Inputs in `mask` that are present are f32 or f64, all alike. */
 static inline wf_status wf_want_real(const wf_call *call, uint32_t mask) {
   const wf_tensor *first = NULL;
@@ -36,5 +40,9 @@ wf_status wf_copy_into(wf_ctx *c, wf_tensor *from, wf_tensor *to, bool add);
 wf_status wf_zero_raw(wf_ctx *c, wf_tensor *t);
 /* view.c: x [..., d] as [rows, d] where its leading dimensions have one stride, else a copy. */
 wf_tensor *wf_as_matrix(wf_ctx *c, wf_tensor *x);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

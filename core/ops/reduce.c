@@ -2,51 +2,15 @@
  * broadcasts to the input's. Accumulation is in double, in an order that depends on the number of threads at
  * most. */
 #include "core/ops/ops_impl.h"
+#include "core/ops/reduce_impl.h"
 
 #ifdef WF_KERNEL_PASS
 #  include "core/memory.h"
 
 enum { STRIP = 256, MAX_PARTS = 64 };
 
-/* The input's dimensions, folded, split into kept ones (with the output's stride) and summed ones. */
-typedef struct reduction {
-  int nk, nr;
-  int64_t kept[WF_MAX_DIMS], kx[WF_MAX_DIMS], ky[WF_MAX_DIMS];
-  int64_t summed[WF_MAX_DIMS], rx[WF_MAX_DIMS];
-  int64_t lines; /* product of summed, but its last */
-} reduction;
-
-static void split(reduction *r, const wf_tensor *x, const wf_tensor *y) {
-  *r = (reduction){.lines = 1};
-  int shift = x->ndim - y->ndim, before = -1; /* class of the dimension before: 0 kept, 1 summed */
-  for (int d = 0; d < x->ndim; d++) {
-    if (x->shape[d] == 1) continue;
-    int64_t size = x->shape[d], xs = x->stride[d];
-    bool sum = d < shift || y->shape[d - shift] == 1;
-    if (sum) {
-      if (before == 1 && r->rx[r->nr - 1] == xs * size)
-        r->summed[r->nr - 1] *= size;
-      else
-        r->summed[r->nr++] = size;
-      r->rx[r->nr - 1] = xs;
-    } else {
-      int64_t ys = y->stride[d - shift];
-      if (before == 0 && r->kx[r->nk - 1] == xs * size && r->ky[r->nk - 1] == ys * size)
-        r->kept[r->nk - 1] *= size;
-      else
-        r->kept[r->nk++] = size;
-      r->kx[r->nk - 1] = xs;
-      r->ky[r->nk - 1] = ys;
-    }
-    before = sum;
-  }
-  if (r->nr == 0) r->summed[0] = 1, r->rx[0] = 0, r->nr = 1;
-  if (r->nk == 0) r->kept[0] = 1, r->kx[0] = 0, r->ky[0] = 0, r->nk = 1;
-  for (int d = 0; d + 1 < r->nr; d++) r->lines *= r->summed[d];
-}
-
 /* acc[0 .. w) += the items i0 .. i1 of each line, over all lines; w neighbours at stride 1, or one number. */
-static void add_up(const reduction *r, const real *x, int64_t w, int64_t i0, int64_t i1, double *acc) {
+static void add_up(const wf_reduction *r, const real *x, int64_t w, int64_t i0, int64_t i1, double *acc) {
   int last = r->nr - 1;
   int64_t step = r->rx[last];
   for (int64_t l = 0; l < r->lines; l++) {
@@ -79,8 +43,8 @@ WF_KERNEL(sum_to) {
   const wf_tensor *x = call->in[0], *y = call->out[0];
   const double scale = *(const double *)call->attr;
   const bool add = call->add & 1;
-  reduction r;
-  split(&r, x, y);
+  wf_reduction r;
+  wf_reduction_split(&r, x, y);
   int k = r.nk - 1;
   int64_t length = r.summed[r.nr - 1], outer = 1;
   /* A unit of work is one number of the output, or a strip of neighbours where the input's lie side by side.
@@ -142,11 +106,6 @@ WF_KERNEL(sum_to) {
 
 #else
 #  include <string.h>
-
-typedef struct sum_attr {
-  double scale;
-  int64_t ndim, shape[WF_MAX_DIMS];
-} sum_attr;
 
 WF_CPU(sum_to)
 WF_CUDA_DECLARE(sum_to)
