@@ -3,13 +3,8 @@
  *
  * The rounds of Philox 4x32-10 are written out over many blocks at once, for the compiler to vectorise; the
  * tests compare them with wf_rng_draw(). */
+#include "core/ops/attr_impl.h"
 #include "core/ops/ops_impl.h"
-
-typedef struct dropout_attr {
-  double p;
-  wf_rng_key key;
-  int64_t step;
-} dropout_attr;
 
 #ifdef WF_KERNEL_PASS
 

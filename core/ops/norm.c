@@ -3,16 +3,8 @@
  * Nothing but the input is saved: the gradient forms the statistics of a row again while the row is in cache.
  * The gradients of weight and bias are summed by each thread's range of rows, in double every 32 rows, and
  * the ranges are combined in order. */
+#include "core/ops/attr_impl.h"
 #include "core/ops/ops_impl.h"
-
-enum { L2 = WF_NORM_LAYER + 1 }; /* x / sqrt(sum x^2 + eps): RMS without the mean */
-enum { GRAD_R = 1, GRAD_W = 2, GRAD_B = 4 };
-
-typedef struct norm_attr {
-  double eps;
-  int32_t kind;
-  int32_t outs; /* norm_grad: its outputs are dx, then those named here: GRAD_R, GRAD_W, GRAD_B */
-} norm_attr;
 
 #ifdef WF_KERNEL_PASS
 #  include "core/memory.h"

@@ -2,12 +2,8 @@
  *
  * Angles are formed and brought into [-pi, pi] in double, so positions in the millions keep their precision.
  */
+#include "core/ops/attr_impl.h"
 #include "core/ops/ops_impl.h"
-
-typedef struct rotary_attr {
-  double base, sign; /* -1 turns back */
-  int64_t dim;
-} rotary_attr;
 
 #ifdef WF_KERNEL_PASS
 #  include "core/memory.h"

@@ -5,19 +5,8 @@
  * w-1 tokens before it, from its lane or zero, and its own; the state it leaves is the last w-1 of that
  * sequence. A lane that no row leaves keeps its state.
  */
+#include "core/ops/attr_impl.h"
 #include "core/ops/rows_impl.h"
-
-typedef struct conv_attr {
-  int64_t lanes;
-  int32_t silu, leaves; /* leaves: is there an output state */
-  int32_t want;         /* of the gradient: bits 0 x, 1 weight, 2 bias, 3 state */
-} conv_attr;
-
-typedef struct halo_attr {
-  int64_t w, lanes;
-  int32_t leaves;
-  int32_t want; /* of the gradient: bits 0 x, 1 state */
-} halo_attr;
 
 #ifdef WF_KERNEL_PASS
 #  include <string.h>

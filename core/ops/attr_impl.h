@@ -1,0 +1,47 @@
+/* attr: the arguments of ops whose kernels stand in two files, for the CPU and for CUDA. Private to core. */
+#ifndef WF_CORE_ATTR_IMPL_H
+#define WF_CORE_ATTR_IMPL_H
+
+#include "core/ops.h"
+
+/* ---- norm ---- */
+
+enum { L2 = WF_NORM_LAYER + 1 }; /* x / sqrt(sum x^2 + eps): RMS without the mean */
+enum { GRAD_R = 1, GRAD_W = 2, GRAD_B = 4 };
+
+typedef struct norm_attr {
+  double eps;
+  int32_t kind;
+  int32_t outs; /* norm_grad: its outputs are dx, then those named here: GRAD_R, GRAD_W, GRAD_B */
+} norm_attr;
+
+/* ---- rotary ---- */
+
+typedef struct rotary_attr {
+  double base, sign; /* -1 turns back */
+  int64_t dim;
+} rotary_attr;
+
+/* ---- dropout ---- */
+
+typedef struct dropout_attr {
+  double p;
+  wf_rng_key key;
+  int64_t step;
+} dropout_attr;
+
+/* ---- conv, halo ---- */
+
+typedef struct conv_attr {
+  int64_t lanes;
+  int32_t silu, leaves; /* leaves: is there an output state */
+  int32_t want;         /* of the gradient: bits 0 x, 1 weight, 2 bias, 3 state */
+} conv_attr;
+
+typedef struct halo_attr {
+  int64_t w, lanes;
+  int32_t leaves;
+  int32_t want; /* of the gradient: bits 0 x, 1 state */
+} halo_attr;
+
+#endif
