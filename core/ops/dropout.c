@@ -10,25 +10,34 @@
 
 enum { BLOCKS = 32 };
 
+/* Where vectors multiply 64-bit numbers, keeping the 32-bit ones in such lanes saves packing them each round.
+ */
+#  ifdef __AVX512DQ__
+typedef uint64_t lane;
+#  else
+typedef uint32_t lane;
+#  endif
+
 /* words[b + w BLOCKS] = word w of block first + b */
 static void draw(const dropout_attr *o, uint32_t seq, uint32_t place, uint32_t first, uint32_t *words) {
   const uint32_t step = (uint32_t)o->step;
 #  pragma omp simd
   for (int b = 0; b < BLOCKS; b++) {
-    uint32_t c0 = first + (uint32_t)b, c1 = place, c2 = seq, c3 = step, k0 = o->key.k[0], k1 = o->key.k[1];
+    lane c0 = first + (uint32_t)b, c1 = place, c2 = seq, c3 = step;
+    uint32_t k0 = o->key.k[0], k1 = o->key.k[1];
     for (int round = 0; round < 10; round++) {
       uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
-      c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-      c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-      c1 = (uint32_t)p1;
-      c3 = (uint32_t)p0;
+      c0 = (lane)(p1 >> 32) ^ c1 ^ k0;
+      c2 = (lane)(p0 >> 32) ^ c3 ^ k1;
+      c1 = (lane)(p1 & 0xFFFFFFFFu);
+      c3 = (lane)(p0 & 0xFFFFFFFFu);
       k0 += 0x9E3779B9u;
       k1 += 0xBB67AE85u;
     }
-    words[b] = c0;
-    words[b + BLOCKS] = c1;
-    words[b + 2 * BLOCKS] = c2;
-    words[b + 3 * BLOCKS] = c3;
+    words[b] = (uint32_t)c0;
+    words[b + BLOCKS] = (uint32_t)c1;
+    words[b + 2 * BLOCKS] = (uint32_t)c2;
+    words[b + 3 * BLOCKS] = (uint32_t)c3;
   }
 }
 

@@ -69,6 +69,7 @@ static inline void wf_lines_run(int nt, const wf_tensor *const *t, wf_line_fn f,
 static inline int64_t wf_row_at(const wf_tensor *t, int64_t r) {
   if (t->ndim == 2) return r * t->stride[0];
   int64_t offset = 0;
+  if (t->ndim == 3 && t->stride[0] == t->shape[1] * t->stride[1]) return r * t->stride[1];
   for (int d = t->ndim - 2; d >= 0; d--) {
     offset += r % t->shape[d] * t->stride[d];
     r /= t->shape[d];

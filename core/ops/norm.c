@@ -10,11 +10,9 @@
 #  include "core/memory.h"
 #  include "core/ops/lines_impl.h"
 
-/* 1 / sqrt(scale sum (x - mean)^2 + eps) */
-static real inverse_scale(const norm_attr *o, real sum2, int64_t d) {
-  double s = (double)sum2;
-  if (o->kind != L2) s /= (double)(d > 0 ? d : 1);
-  return (real)(1 / sqrt(s + o->eps));
+/* 1 / d, by which sums become means; 1 for L2. */
+static real share_of(const norm_attr *o, int64_t d) {
+  return o->kind == L2 ? R(1.0) : R(1.0) / (real)(d > 0 ? d : 1);
 }
 
 static real mean_of(const real *x, int64_t d) {
@@ -34,7 +32,7 @@ static void forward_row(const norm_attr *o, int64_t d, const real *x, const real
   real mean = o->kind == WF_NORM_LAYER ? mean_of(x, d) : R(0.0), sum2 = 0;
 #  pragma omp simd reduction(+ : sum2)
   for (int64_t j = 0; j < d; j++) sum2 += (x[j] - mean) * (x[j] - mean);
-  real s = inverse_scale(o, sum2, d);
+  real s = R(1.0) / r_sqrt(sum2 * share_of(o, d) + (real)o->eps);
   if (w && b) {
 #  pragma omp simd
     for (int64_t j = 0; j < d; j++) y[j] = (x[j] - mean) * s * w[j] + b[j];
@@ -88,6 +86,16 @@ static void flush(sums *s, int64_t d) {
   s->pending = 0;
 }
 
+static void put_row(int64_t d, const real *v, real *to, bool add) {
+  if (add) {
+#  pragma omp simd
+    for (int64_t j = 0; j < d; j++) to[j] += v[j];
+  } else {
+#  pragma omp simd
+    for (int64_t j = 0; j < d; j++) to[j] = v[j];
+  }
+}
+
 /* With t = (x - mean) s and g = dy w:  dx = s (g - mean g - t mean(g t)), dw = sum dy t, db = sum dy; the
  * means of g stay out where nothing was centred, and are sums for L2. */
 static void backward_row(const norm_attr *o, int64_t d, const real *dy, const real *x, const real *w,
@@ -109,41 +117,32 @@ static void backward_row(const norm_attr *o, int64_t d, const real *dy, const re
       gx += dy[j] * w[j] * x[j];
     }
   }
-  real s = inverse_scale(o, sum2, d), share = o->kind == L2 ? R(1.0) : R(1.0) / (real)(d > 0 ? d : 1);
+  real share = share_of(o, d), s = R(1.0) / r_sqrt(sum2 * share + (real)o->eps);
   real mean_g = gs * share, along = gx * s * share;
-  if (dh) {
-#  pragma omp simd
-    for (int64_t j = 0; j < d; j++) {
-      real t = (x[j] - mean) * s;
-      dx[j] = s * (dy[j] * w[j] - mean_g - t * along) + dh[j];
+  real *dw = o->outs & GRAD_W ? acc->w32 : NULL, *db = o->outs & GRAD_B ? acc->b32 : NULL;
+/* One pass, whatever is wanted of it. */
+#  define PASS(...)                                       \
+    _Pragma("omp simd") for (int64_t j = 0; j < d; j++) { \
+      real t = (x[j] - mean) * s, g = dy[j];              \
+      real v = s * (g * w[j] - mean_g - t * along);       \
+      __VA_ARGS__;                                        \
     }
-  } else {
-#  pragma omp simd
-    for (int64_t j = 0; j < d; j++) {
-      real t = (x[j] - mean) * s;
-      dx[j] = s * (dy[j] * w[j] - mean_g - t * along);
-    }
+  if (dh && dw && db)
+    PASS(dx[j] = v + dh[j]; dw[j] += g * t; db[j] += g)
+  else if (dw && db)
+    PASS(dx[j] = v; dw[j] += g * t; db[j] += g)
+  else if (dh && dw)
+    PASS(dx[j] = v + dh[j]; dw[j] += g * t)
+  else if (dw)
+    PASS(dx[j] = v; dw[j] += g * t)
+  else {
+    if (dh)
+      PASS(dx[j] = v + dh[j])
+    else
+      PASS(dx[j] = v)
+    if (db) put_row(d, dy, db, true);
   }
-  if (o->outs & GRAD_W) {
-    real *dw = acc->w32;
-#  pragma omp simd
-    for (int64_t j = 0; j < d; j++) dw[j] += dy[j] * ((x[j] - mean) * s);
-  }
-  if (o->outs & GRAD_B) {
-    real *db = acc->b32;
-#  pragma omp simd
-    for (int64_t j = 0; j < d; j++) db[j] += dy[j];
-  }
-}
-
-static void put_row(int64_t d, const real *v, real *to, bool add) {
-  if (add) {
-#  pragma omp simd
-    for (int64_t j = 0; j < d; j++) to[j] += v[j];
-  } else {
-#  pragma omp simd
-    for (int64_t j = 0; j < d; j++) to[j] = v[j];
-  }
+#  undef PASS
 }
 
 WF_KERNEL(norm_grad) {

@@ -10,9 +10,9 @@
 
 enum { PAIRS = 64 };
 
-static void turn(int64_t pairs, const real *restrict cosine, const real *restrict sine,
-                 const real *restrict x, const real *restrict x2, real *restrict y, real *restrict y2,
-                 bool add) {
+static inline void turn(int64_t pairs, const real *restrict cosine, const real *restrict sine,
+                        const real *restrict x, const real *restrict x2, real *restrict y, real *restrict y2,
+                        bool add) {
   if (add) {
 #  pragma omp simd
     for (int64_t i = 0; i < pairs; i++) {
@@ -54,16 +54,18 @@ WF_KERNEL(rotary) {
           whole = (whole + 0x1.8p52) - 0x1.8p52; /* rounds to an integer */
           sine[i] = (real)(angle - whole * (2 * M_PI));
         }
+/* two loops: of both in one, gcc makes a scalar sincos */
 #  pragma omp simd
-        for (int64_t i = 0; i < pairs; i++) {
-          real a = sine[i];
-          cosine[i] = r_cos(a);
-          sine[i] = r_sin(a);
-        }
+        for (int64_t i = 0; i < pairs; i++) cosine[i] = r_cos(sine[i]);
+#  pragma omp simd
+        for (int64_t i = 0; i < pairs; i++) sine[i] = r_sin(sine[i]);
         for (int64_t head = 0; head < h; head++) {
           const real *q = px + head * xh + i0;
           real *r = py + head * yh + i0;
-          turn(pairs, cosine, sine, q, q + half, r, r + half, add);
+          if (pairs == 32 && !add) /* heads of 64: no loop is left */
+            turn(32, cosine, sine, q, q + half, r, r + half, false);
+          else
+            turn(pairs, cosine, sine, q, q + half, r, r + half, add);
         }
       }
       if (o->dim == k) continue;

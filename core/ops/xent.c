@@ -9,9 +9,19 @@ enum { BLOCK = 1024 }; /* exponentials summed in `real` before they enter a doub
 
 /* log sum exp = stat[0] + stat[1]: the maximum and the rest, apart so that neither rounds the other. */
 static void log_sum_exp(const real *x, int64_t v, real *stat) {
-  real m = x[0];
-#  pragma omp simd reduction(max : m)
-  for (int64_t j = 0; j < v; j++) m = x[j] > m ? x[j] : m;
+  real m = x[v - 1], m1 = m, m2 = m, m3 = m;
+  int64_t q = v / 4; /* four streams: one maximum would wait for itself */
+#  pragma omp simd reduction(max : m, m1, m2, m3)
+  for (int64_t j = 0; j < q; j++) {
+    m = x[j] > m ? x[j] : m;
+    m1 = x[j + q] > m1 ? x[j + q] : m1;
+    m2 = x[j + 2 * q] > m2 ? x[j + 2 * q] : m2;
+    m3 = x[j + 3 * q] > m3 ? x[j + 3 * q] : m3;
+  }
+  for (int64_t j = 4 * q; j < v; j++) m = x[j] > m ? x[j] : m;
+  m = m > m1 ? m : m1;
+  m2 = m2 > m3 ? m2 : m3;
+  m = m > m2 ? m : m2;
   stat[0] = m;
   stat[1] = 0;
   if (!(m - m == R(0.0))) return; /* an infinity or a NaN in the row */

@@ -200,6 +200,49 @@ START_TEST(adding) {
 }
 END_TEST
 
+/* Equal threads, equal bytes. */
+START_TEST(twice) {
+  for (int i = 0; i < wf_op_count(); i++) {
+    const wf_op *op = wf_op_at(i);
+    for (int k = 0; k < op->n_samples; k++) {
+      result a = run(ctx, op, k, WF_F32, false), b = run(ctx, op, k, WF_F32, false);
+      for (int j = 0; j < a.n; j++)
+        ck_assert_msg(memcmp(a.value[j], b.value[j], (size_t)a.size[j] * sizeof(double)) == 0,
+                      "op %s, sample %d: two runs differ", op->name, k);
+      drop(&a);
+      drop(&b);
+    }
+  }
+}
+END_TEST
+
+/* Each allocation of each op fails once: an error, and nothing is lost (teardown looks for leaks). */
+START_TEST(out_of_memory) {
+  for (int i = 0; i < wf_op_count(); i++) {
+    const wf_op *op = wf_op_at(i);
+    for (int k = 0; k < op->n_samples; k++)
+      for (int64_t n = 1;; n++) {
+        wf_device *d = open_isa(NULL); /* an empty cache, so that storage is allocated */
+        wf_ctx *c;
+        ck_assert(d && wf_ctx_create(d, &c) == WF_OK);
+        wf_sample s = make_sample(c, op, k, WF_F32);
+        wf_tensor *out[WF_MAX_OUT];
+        wf_device_trim(d);
+        wf_mem_fail_at(n);
+        wf_op_apply(c, op, s.n_in, s.in, s.attr, out);
+        wf_mem_fail_at(0);
+        wf_status st = wf_ctx_check(c);
+        wf_ctx_free(c);
+        wf_device_close(d);
+        if (st == WF_OK) break;
+        ck_assert_msg(st == WF_ENOMEM, "op %s, sample %d, allocation %d: %s", op->name, k, (int)n,
+                      wf_error_message());
+        ck_assert_int_lt(n, 1000);
+      }
+  }
+}
+END_TEST
+
 /* ---- beyond the samples ---- */
 
 static wf_tensor *numbers(wf_dtype dtype, int ndim, const int64_t *shape, const char *site) {
@@ -377,6 +420,25 @@ START_TEST(large_embedding) {
 }
 END_TEST
 
+/* The gradient takes the place of logits that nobody else holds, and only of those. */
+START_TEST(loss_in_place) {
+  wf_tensor *x = numbers(WF_F32, WF_SHAPE(5, 11), "logits"), *out[WF_MAX_OUT];
+  wf_tensor *in[2] = {x, wf_from_host(ctx, "test", WF_I32, WF_SHAPE(5), (int32_t[]){3, -1, 10, 0, 3})};
+  double z = 0.01;
+  wf_op_apply(ctx, &wf_op_xent, 2, in, &z, out);
+  wf_tensor *dout[2] = {wf_affine(ctx, out[0], 0, 1), NULL}, *apart = wf_empty_like(ctx, "test", x);
+  wf_tensor *din[2] = {apart, NULL};
+  wf_vjp g = {ctx, &wf_op_xent, &z, 2, 2, in, out, dout, din, 0};
+  ck_assert(wf_op_xent.vjp(&g) == WF_OK);
+  wf_scope s = wf_scope_open(ctx);
+  wf_view_raw(x, 2, x->shape, x->stride, 0); /* somebody else */
+  ck_assert_ptr_null(wf_op_xent.vjp_alias(&g, 0));
+  wf_scope_close(ctx, s);
+  ck_assert_ptr_eq(wf_op_xent.vjp_alias(&g, 0), x);
+  expect_same("in place", x, apart, 0);
+}
+END_TEST
+
 static void expect_refused(wf_tensor *t, const char *text) {
   ck_assert(wf_is_poison(t));
   ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
@@ -420,6 +482,8 @@ static Suite *ops_suite(void) {
   tcase_add_test(t, strided_against_contiguous);
   tcase_add_test(t, instruction_sets);
   tcase_add_test(t, adding);
+  tcase_add_test(t, twice);
+  tcase_add_test(t, out_of_memory);
   suite_add_tcase(s, t);
   t = tcase_create("single");
   tcase_add_checked_fixture(t, setup, teardown);
@@ -429,6 +493,7 @@ static Suite *ops_suite(void) {
   tcase_add_test(t, dropout_draws);
   tcase_add_test(t, large_norms);
   tcase_add_test(t, large_embedding);
+  tcase_add_test(t, loss_in_place);
   tcase_add_test(t, refusals);
   suite_add_tcase(s, t);
   return s;
