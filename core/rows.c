@@ -29,22 +29,27 @@ static wf_status validate(int64_t n, const wf_row *row, int64_t n_lanes, unsigne
 
 static wf_status tables(wf_ctx *c, wf_rows *r) {
   int64_t *host;
-  WF_CALLOC(host, "rows", r->n_tokens * 3 + 1);
+  WF_CALLOC(host, "rows", r->n_tokens * 4 + 1);
   int64_t *pos = host, *key = host + r->n_tokens;
+  int32_t *index = (int32_t *)(void *)(key + 2 * r->n_tokens);
   for (int64_t i = 0; i < r->n; i++)
     for (int64_t t = 0; t < r->row[i].len; t++) {
       int64_t at = r->row[i].begin + t;
       pos[at] = r->row[i].pos + t;
+      index[at] = pos[at] > INT32_MAX ? INT32_MAX : (int32_t)pos[at]; /* no table is that long */
       key[2 * at] = r->row[i].seq;
       key[2 * at + 1] = r->row[i].place + t;
     }
   wf_scope s = wf_scope_open(c);
   r->table = wf_keep(wf_from_host(c, "rows", WF_I64, WF_SHAPE(r->n, WF_ROW_COLS), r->row));
   r->pos = wf_keep(wf_from_host(c, "rows", WF_I64, WF_SHAPE(r->n_tokens), pos));
+  r->index = wf_keep(wf_from_host(c, "rows", WF_I32, WF_SHAPE(r->n_tokens), index));
   r->key = wf_keep(wf_from_host(c, "rows", WF_I64, WF_SHAPE(r->n_tokens, 2), key));
   wf_scope_close(c, s);
   wf_free(host);
-  return wf_is_poison(r->table) || wf_is_poison(r->pos) || wf_is_poison(r->key) ? wf_ctx_check(c) : WF_OK;
+  return wf_is_poison(r->table) || wf_is_poison(r->index) || wf_is_poison(r->pos) || wf_is_poison(r->key)
+             ? wf_ctx_check(c)
+             : WF_OK;
 }
 
 wf_status wf_rows_create(wf_ctx *c, int64_t n, const wf_row *row, int64_t n_lanes, wf_rows **out) {
@@ -84,6 +89,7 @@ void wf_rows_free(wf_rows *r) {
   if (!r) return;
   wf_drop(r->table);
   wf_drop(r->pos);
+  wf_drop(r->index);
   wf_drop(r->key);
   wf_free(r->row);
   wf_free(r);

@@ -41,6 +41,7 @@ typedef struct wf_rows {
   wf_row *row;      /* [n], by begin; rows tile 0 .. n_tokens-1 */
   wf_tensor *table; /* [n, WF_ROW_COLS] i64 on the device */
   wf_tensor *pos;   /* [n_tokens] i64: position of each token in its document */
+  wf_tensor *index; /* [n_tokens] i32: the same, for tables of learned positions */
   wf_tensor *key;   /* [n_tokens, 2] i64: sequence number and place in the sequence, for random numbers */
   bool fresh;       /* no row takes and no row leaves state */
 } wf_rows;

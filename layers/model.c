@@ -232,7 +232,7 @@ wf_tensor *wf_model_trunk(wf_model *m, wf_run *r, wf_tensor *ids) {
   wf_status s = check_positions(m, r->rows);
   if (s != WF_OK) return wf_poison(c, s);
   wf_tensor *x = wf_embedding(c, wf_value(m->embedding), ids), *branch = NULL;
-  if (m->positions) x = wf_add(c, x, wf_embedding(c, wf_value(m->positions), r->rows->pos));
+  if (m->positions) x = wf_add(c, x, wf_embedding(c, wf_value(m->positions), r->rows->index));
   x = drop_out(m, r, x, "embedding");
   for (int i = 0; i < m->spec.n_blocks; i++) {
     s = wf_is_poison(x) ? wf_ctx_check(c) : forward_block(m, r, &m->block[i], &x, &branch);
