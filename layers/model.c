@@ -141,6 +141,27 @@ double wf_model_flops(const wf_model *m, int64_t T) {
   return sum;
 }
 
+double wf_model_activation_bytes(const wf_model *m, int64_t tokens) {
+  double per_token = 2 * (double)m->spec.d_model; /* the embedding and the last norm */
+  for (int i = 0; i < m->spec.n_blocks; i++)
+    for (int k = 0; k < 2; k++) {
+      const half *h = &m->block[i].half[k];
+      if (!h->type) continue;
+      per_token += 2 * (double)m->spec.d_model;
+      if (m->spec.recompute) continue;
+      size_t n = strlen(h->site);
+      int64_t widest = 0;
+      for (int p = 0; p < m->params.n; p++) {
+        const wf_param *q = m->params.param[p];
+        if (q->ndim != 2 || strncmp(q->name, h->site, n) != 0 || q->name[n] != '.') continue;
+        per_token += (double)q->shape[0];
+        if (q->shape[1] > widest) widest = q->shape[1];
+      }
+      per_token += (double)widest; /* the input of the last product */
+    }
+  return per_token * (double)tokens * (double)wf_dtype_size(m->dtype);
+}
+
 /* ---- forward ---- */
 
 static wf_tensor *drop_out(const wf_model *m, const wf_run *r, wf_tensor *x, const char *site) {

@@ -53,6 +53,9 @@ wf_params *wf_model_params(wf_model *m);
 const wf_state_spec *wf_model_state_spec(const wf_model *m);
 int64_t wf_model_vocab(const wf_model *m);
 int64_t wf_model_max_positions(const wf_model *m); /* 0: no learned positions, hence no limit */
+/* About the bytes that a step keeps for the backward of `tokens` tokens at once: the outputs of products, the
+ * inputs of norms and activations. */
+double wf_model_activation_bytes(const wf_model *m, int64_t tokens);
 double wf_model_flops(const wf_model *m,
                       int64_t T); /* forward, a token at position T; training takes three times */
 
@@ -61,8 +64,8 @@ wf_tensor *wf_model_trunk(wf_model *m, wf_run *r, wf_tensor *ids);
 /* h [m, d] -> logits [m, vocab]. */
 wf_tensor *wf_model_logits(wf_model *m, wf_run *r, wf_tensor *h);
 
-/* Sum of the losses of h [n, d] for labels i32 [n] (-1: none), no gradient. `each` (may be NULL): host [n]
- * f64. */
+/* Sum of the losses of h [n, d] for labels i32 [n] (-1: none), no gradient and no z-loss. `each` (may be
+ * NULL): host [n] f64. */
 wf_status wf_model_loss(wf_model *m, wf_run *r, wf_tensor *h, wf_tensor *labels, double *sum, double *each);
 
 /* ---- differentiation of one piece ---- */

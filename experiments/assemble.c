@@ -1,0 +1,118 @@
+/* Building what a config names; see assemble.h. */
+#include "experiments/assemble.h"
+#include "core/memory.h"
+#include "optim/rules.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+wf_status wf_assemble_device(const wf_config *cfg, wf_device **out) {
+  if (cfg->run.threads != WF_AUTO_I64) omp_set_num_threads((int)cfg->run.threads);
+  return wf_device_open(cfg->run.device == WF_DEVICE_CUDA ? WF_CUDA : WF_CPU, 0, out);
+}
+
+/* ---- model ---- */
+
+/* What the rules know a parameter as (optim/rules.h). */
+static wf_param_kind kind_by_rules(void *arg, const wf_param *p) {
+  const char *kind = p->flags & WF_PARAM_TABLE ? "embedding" : p->flags & WF_PARAM_NO_DECAY ? "gate" : NULL;
+  wf_opt_treatment t;
+  if (wf_opt_rules_apply(arg, p->name, kind, p->ndim, &t) != WF_OK) /* checked with the config */
+    return wf_param_default_kind(p);
+  return (wf_param_kind){.decay = t.decay, .matrix = t.matrix, .lr_scale = t.lr_scale};
+}
+
+static double eps_of(const wf_config *cfg) {
+  if (!isnan(cfg->model.norm_eps)) return cfg->model.norm_eps;
+  return cfg->model.norm == WF_NORM_RMS ? 1e-6 : 1e-5;
+}
+
+static wf_status model_of(wf_ctx *c, const wf_config *cfg, int64_t vocab,
+                          const wf_config_block *const *layers, size_t n, wf_block_spec *block,
+                          wf_model **out) {
+  for (size_t i = 0; i < n; i++) {
+    const wf_config_block *b = layers[i];
+    block[i] = (wf_block_spec){.norm = (wf_norm_kind)(b->norm < 0 ? cfg->model.norm : b->norm)};
+    if (b->mixer.type) block[i].mixer = wf_layer_find(WF_LAYER_MIXER, b->mixer.type);
+    if (b->mlp.type) block[i].mlp = wf_layer_find(WF_LAYER_MLP, b->mlp.type);
+    block[i].mixer_options = b->mixer.options;
+    block[i].mlp_options = b->mlp.options;
+  }
+  const wf_config_model *m = &cfg->model;
+  wf_model_spec spec = {.vocab = vocab,
+                        .d_model = m->d_model,
+                        .n_blocks = (int)n,
+                        .block = block,
+                        .norm = (wf_norm_kind)m->norm,
+                        .norm_eps = eps_of(cfg),
+                        .tie_embeddings = m->tie_embeddings,
+                        .max_positions =
+                            m->max_positions == WF_AUTO_I64 ? cfg->data.seq_len : m->max_positions,
+                        .dropout = m->dropout,
+                        .init_std = m->init_std,
+                        .scale_residual = m->scale_residual,
+                        .z_loss = cfg->train.z_loss,
+                        .recompute = cfg->train.recompute};
+  wf_dtype dtype = cfg->run.precision == WF_PRECISION_F64 ? WF_F64 : WF_F32;
+  return wf_model_create(c, &spec, dtype, kind_by_rules, cfg->train.rules, out);
+}
+
+wf_status wf_assemble_model(wf_ctx *c, const wf_config *cfg, int64_t vocab, wf_model **out) {
+  int64_t rows = cfg->model.vocab == WF_AUTO_I64 ? vocab : cfg->model.vocab;
+  if (rows < vocab)
+    return wf_hint(WF_FAIL(WF_EINVAL, "model.vocab is %lld, but the store's ids go up to %lld",
+                           (long long)rows, (long long)vocab - 1),
+                   "leave model.vocab out, or set it to at least %lld", (long long)vocab);
+  const wf_config_block **layers;
+  size_t n;
+  WF_TRY(wf_config_layers(cfg, &layers, &n));
+  wf_block_spec *block = wf_calloc("model", n + 1, sizeof *block);
+  wf_status s = block ? model_of(c, cfg, rows, layers, n, block, out) : WF_ENOMEM;
+  wf_free(block);
+  wf_free(layers);
+  return s;
+}
+
+/* ---- optimiser ---- */
+
+wf_status wf_groups_of(wf_model *m, wf_groups *out) {
+  wf_params *ps = wf_model_params(m);
+  *out = (wf_groups){0};
+  out->group = wf_calloc("optimizer", (size_t)ps->n_groups + 1, sizeof *out->group);
+  out->range = wf_calloc("optimizer", (size_t)ps->n + 1, sizeof *out->range);
+  if (!out->group || !out->range) {
+    wf_groups_free(out);
+    return WF_ENOMEM;
+  }
+  wf_opt_range *r = out->range;
+  for (int g = 0; g < ps->n_groups; g++) {
+    const wf_param_group *pg = &ps->group[g];
+    wf_opt_group *og = &out->group[g];
+    *og = (wf_opt_group){.value = pg->value,
+                         .grad = pg->grad,
+                         .decay = pg->kind.decay,
+                         .matrix = pg->kind.matrix,
+                         .lr_scale = pg->kind.lr_scale,
+                         .range = r};
+    for (int i = 0; i < ps->n; i++) {
+      const wf_param *p = ps->param[i];
+      if (p->group != g) continue;
+      *r++ = (wf_opt_range){p->name, p->offset, p->numel, p->ndim, p->shape};
+      og->n_ranges++;
+    }
+  }
+  out->n = ps->n_groups;
+  return WF_OK;
+}
+
+void wf_groups_free(wf_groups *g) {
+  wf_free(g->group);
+  wf_free(g->range);
+  *g = (wf_groups){0};
+}
+
+wf_status wf_assemble_optimizer(wf_ctx *c, const wf_config *cfg, const wf_groups *g, wf_optimizer **out) {
+  const wf_config_part *part = &cfg->train.optimizer;
+  return wf_optimizer_create(c, wf_optimizer_find(part->type), part->options, g->n, g->group, out);
+}

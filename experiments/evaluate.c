@@ -1,0 +1,46 @@
+/* One pass over a split without gradients. */
+#include "experiments/evaluate.h"
+#include "data/loader.h"
+#include "layers/stream.h"
+
+#include <math.h>
+
+static wf_status run(wf_model *m, const wf_config *cfg, wf_loader *loader, int64_t batches, double *sum,
+                     int64_t *labels) {
+  *sum = 0;
+  *labels = 0;
+  for (int64_t k = 0; batches == WF_AUTO_I64 || k < batches; k++) {
+    const wf_batch *b;
+    WF_TRY(wf_loader_next(loader, &b));
+    if (!b) break;
+    wf_tokens t = {b->n_rows, b->n_lanes, b->n_tokens, b->rows, b->inputs, b->labels};
+    wf_step step = {.stream = cfg->train.stream};
+    double part;
+    WF_TRY(wf_step_loss(m, &step, &t, &part, NULL));
+    *sum += part;
+    *labels += b->n_labels;
+  }
+  return WF_OK;
+}
+
+wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_store *store, int split, int64_t batches,
+                      wf_evaluation *out) {
+  const wf_split *info;
+  WF_TRY(wf_store_split(store, split, &info));
+  wf_stream_options so = {.seq_len = cfg->data.seq_len, .pack = cfg->data.pack};
+  wf_sequences *source;
+  WF_TRY(wf_sequences_store(store, split, &so, &source));
+  int64_t batch = cfg->train.batch_tokens / cfg->data.seq_len / cfg->train.accumulation;
+  wf_loader_options lo = {.batch = batch < 1 ? 1 : batch, .once = true, .ahead = 1};
+  wf_loader *loader;
+  WF_TRY(wf_loader_open(source, &lo, &loader));
+  double sum;
+  wf_status s = run(m, cfg, loader, batches, &sum, &out->tokens);
+  wf_loader_close(loader);
+  WF_TRY(s);
+  if (out->tokens == 0) return WF_FAIL(WF_EINVAL, "the split '%s' has no token to predict", info->name);
+  out->loss = sum / (double)out->tokens;
+  out->perplexity = exp(out->loss);
+  out->bits_per_byte = out->loss / M_LN2 * (double)info->tokens / (double)info->bytes;
+  return WF_OK;
+}

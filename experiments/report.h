@@ -1,0 +1,24 @@
+/* report: what a run says about its model and its time. */
+#ifndef WF_EXPERIMENTS_REPORT_H
+#define WF_EXPERIMENTS_REPORT_H
+
+#include <stdio.h>
+#include "layers/model.h"
+#include "optim/ema.h"
+#include "optim/optimizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Parameters by kind, and the memory a step of `tokens` tokens at once will take. */
+void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_ema *ema, int64_t tokens);
+
+/* Time, calls and rates by op, the slowest first. */
+void wf_report_profile(FILE *out, const wf_ctx *c);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

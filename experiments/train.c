@@ -1,0 +1,374 @@
+/* The training run. A `run` holds its objects; open_*() make them, the step loop uses them, close_run() frees
+ * them. */
+#include "experiments/train.h"
+#include "core/file.h"
+#include "core/memory.h"
+#include "core/ops.h"
+#include "data/loader.h"
+#include "experiments/assemble.h"
+#include "experiments/checkpoint.h"
+#include "experiments/evaluate.h"
+#include "experiments/human.h"
+#include "experiments/metrics.h"
+#include "experiments/progress.h"
+#include "experiments/rates.h"
+#include "experiments/report.h"
+#include "layers/stream.h"
+#include "optim/clip.h"
+#include "optim/schedule.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct run {
+  wf_config *cfg;
+  const wf_train_options *o;
+  char *config_text; /* resolved, as stored */
+  wf_device *dev;
+  wf_ctx *c;
+  wf_store *store;
+  wf_model *model;
+  wf_groups groups;
+  wf_optimizer *optimizer;
+  wf_ema *ema;
+  wf_state *carried;
+  wf_loader *loader;
+  wf_metrics metrics;
+  wf_progress progress;
+  wf_snapshot snap;
+  int64_t last_saved; /* step of the newest checkpoint, -1 for none */
+  double matrix_rate, began;
+} run;
+
+/* ---- the folder ---- */
+
+static void join(char out[4096], const run *r, const char *name) {
+  snprintf(out, 4096, "%s/%s", r->cfg->run.dir, name);
+}
+
+/* Remove what an earlier run left: its checkpoints and its files, nothing else. */
+static wf_status clear_folder(const run *r) {
+  char path[4096], file[4096 + 300];
+  join(path, r, "checkpoints");
+  DIR *d = opendir(path);
+  wf_status s = WF_OK;
+  for (struct dirent *e; d && s == WF_OK && (e = readdir(d));) {
+    if (strncmp(e->d_name, "step-", 5) != 0) continue;
+    snprintf(file, sizeof file, "%s/%s", path, e->d_name);
+    s = wf_remove_file(file);
+  }
+  if (d) closedir(d);
+  WF_TRY(s);
+  join(path, r, "metrics.jsonl");
+  WF_TRY(wf_remove_file(path));
+  join(path, r, "config.yaml");
+  return wf_remove_file(path);
+}
+
+static void say_refused(void *arg, const char *path, const char *why) {
+  (void)arg;
+  printf("refused %s: %s\n", path, why);
+}
+
+/* Decides between a new run, an overwritten and a resumed one; *from is the checkpoint to go on from, or
+ * NULL. */
+static wf_status open_folder(run *r, char **from) {
+  char path[4096];
+  *from = NULL;
+  join(path, r, "config.yaml");
+  bool exists = wf_file_exists(path);
+  if (exists && !r->o->resume && !r->o->overwrite)
+    return wf_hint(WF_FAIL(WF_EEXISTS, "the run %s exists already", r->cfg->run.dir),
+                   "--resume goes on with it, --overwrite starts it anew, --set run.name=NAME makes another");
+  join(path, r, "checkpoints");
+  WF_TRY(wf_make_directories(path));
+  if (r->o->resume) {
+    WF_TRY(wf_checkpoint_latest(path, say_refused, NULL, from));
+    if (!*from) printf("no checkpoint in %s: starting from the beginning\n", path);
+  } else if (exists) {
+    WF_TRY(clear_folder(r));
+  }
+  return WF_OK;
+}
+
+/* ---- opening ---- */
+
+static wf_status resume_config(run *r, const wf_checkpoint_info *info, const char *from) {
+  wf_config stored;
+  WF_TRY(wf_config_parse(&stored, from, info->config, info->config_size, NULL, 0, wf_types));
+  wf_status s = wf_config_resume(&stored, r->cfg);
+  wf_config_free(&stored);
+  return s;
+}
+
+static int64_t sequences(const run *r) { /* in a micro-batch */
+  return r->cfg->train.batch_tokens / r->cfg->data.seq_len / r->cfg->train.accumulation;
+}
+
+static wf_status open_carried(run *r) {
+  const wf_state_spec *spec = wf_model_state_spec(r->model);
+  for (int i = 0; i < spec->n; i++)
+    if (spec->slot[i].grows)
+      return wf_hint(
+          WF_FAIL(WF_EINVAL, "train.carry_state: the state of %s grows without end", spec->slot[i].name),
+          "give that attention a window, or use train.stream for exact gradients");
+  return wf_state_create(r->c, spec, wf_model_dtype(r->model), sequences(r), 0, true, &r->carried);
+}
+
+static wf_status open_model(run *r) {
+  const wf_config *cfg = r->cfg;
+  WF_TRY(wf_assemble_device(cfg, &r->dev));
+  WF_TRY(wf_ctx_create(r->dev, &r->c));
+  WF_TRY(wf_store_open(cfg->data.store, &r->store));
+  WF_TRY(wf_assemble_model(r->c, cfg, wf_store_vocab(r->store), &r->model));
+  WF_TRY(wf_params_init(wf_model_params(r->model), (uint64_t)cfg->run.seed));
+  if (cfg->train.init) WF_TRY(wf_checkpoint_load_params(cfg->train.init, wf_model_params(r->model), false));
+  WF_TRY(wf_groups_of(r->model, &r->groups));
+  WF_TRY(wf_assemble_optimizer(r->c, cfg, &r->groups, &r->optimizer));
+  if (cfg->train.ema > 0) {
+    wf_ema_options eo = {cfg->train.ema, cfg->train.ema_warmup};
+    WF_TRY(wf_ema_create(r->c, &eo, r->groups.n, r->groups.group, &r->ema));
+  }
+  if (cfg->train.carry_state) WF_TRY(open_carried(r));
+  r->snap = (wf_snapshot){.params = wf_model_params(r->model),
+                          .optimizer = r->optimizer,
+                          .ema = r->ema,
+                          .state = r->carried,
+                          .seed = (uint64_t)cfg->run.seed};
+  return WF_OK;
+}
+
+static wf_status open_loader(run *r) {
+  const wf_config *cfg = r->cfg;
+  wf_stream_options so = {.seq_len = cfg->data.seq_len,
+                          .pack = cfg->data.pack,
+                          .carry = cfg->train.carry_state,
+                          .lanes = sequences(r),
+                          .shuffle = cfg->data.shuffle,
+                          .seed = (uint64_t)cfg->run.seed};
+  wf_sequences *source;
+  WF_TRY(wf_sequences_store(r->store, WF_TRAIN, &so, &source));
+  wf_loader_options lo = {.batch = sequences(r), .cursor = r->snap.cursor, .ahead = (int)cfg->data.prefetch};
+  return wf_loader_open(source, &lo, &r->loader);
+}
+
+static wf_status open_run(run *r) {
+  char *from, path[4096];
+  wf_checkpoint_info info = {0};
+  WF_TRY(open_folder(r, &from));
+  wf_status s = from ? wf_checkpoint_read_info(from, &info) : WF_OK;
+  if (s == WF_OK && from) s = resume_config(r, &info, from);
+  wf_checkpoint_info_free(&info);
+  if (s == WF_OK) s = open_model(r);
+  if (s == WF_OK && from) {
+    s = wf_checkpoint_load(from, &r->snap);
+    if (s == WF_OK) printf("resuming after step %lld from %s\n", (long long)r->snap.step, from);
+  }
+  r->last_saved = from ? r->snap.step : -1;
+  wf_free(from);
+  WF_TRY(s);
+  WF_TRY(open_loader(r));
+  WF_TRY(wf_config_print(r->cfg, &r->config_text));
+  join(path, r, "config.yaml");
+  WF_TRY(wf_file_write(path, r->config_text, (int64_t)strlen(r->config_text)));
+  join(path, r, "metrics.jsonl");
+  if (r->snap.step > 0) return wf_metrics_resume(&r->metrics, path, r->snap.step);
+  return wf_metrics_create(&r->metrics, path);
+}
+
+static void close_run(run *r) {
+  wf_metrics_close(&r->metrics);
+  wf_loader_close(r->loader);
+  wf_state_free(r->carried);
+  wf_ema_free(r->ema);
+  wf_optimizer_free(r->optimizer);
+  wf_groups_free(&r->groups);
+  wf_model_free(r->model);
+  wf_store_close(r->store);
+  wf_ctx_free(r->c);
+  wf_device_close(r->dev);
+  wf_free(r->config_text);
+}
+
+/* ---- saving and measuring ---- */
+
+static wf_status save(run *r) {
+  if (r->last_saved == r->snap.step) return WF_OK;
+  char dir[4096];
+  join(dir, r, "checkpoints");
+  double t0 = wf_now();
+  size_t n;
+  const void *blob = wf_store_tokenizer_blob(r->store, &n);
+  WF_TRY(wf_checkpoint_save_step(dir, &r->snap, r->config_text, blob, n, r->cfg->checkpoint.keep));
+  wf_progress_pause(&r->progress, t0, wf_now());
+  r->last_saved = r->snap.step;
+  return WF_OK;
+}
+
+static wf_status evaluate(run *r, wf_evaluation *e) {
+  double t0 = wf_now();
+  if (r->ema) WF_TRY(wf_ema_swap(r->ema));
+  int split = r->cfg->eval.split == WF_SPLIT_TEST ? WF_TEST : WF_VALIDATION;
+  wf_status s = wf_evaluate(r->model, r->cfg, r->store, split, r->cfg->eval.batches, e);
+  if (r->ema) {
+    wf_status back = wf_ema_swap(r->ema);
+    if (s == WF_OK) s = back;
+  }
+  WF_TRY(s);
+  wf_progress_pause(&r->progress, t0, wf_now());
+  wf_progress_note(&r->progress, "step %lld  validation loss %.4f  perplexity %.2f  %.4f bits per byte",
+                   (long long)r->snap.step, e->loss, e->perplexity, e->bits_per_byte);
+  return WF_OK;
+}
+
+/* ---- a step ---- */
+
+typedef struct step_result {
+  double loss, lr;
+  wf_grad_norm grad;
+  int64_t tokens;
+} step_result;
+
+/* Gradients of the sum of losses over all parts of the batch. */
+static wf_status gradients(run *r, double *loss, int64_t *labels, int64_t *tokens) {
+  wf_params *ps = wf_model_params(r->model);
+  int64_t parts = r->cfg->train.accumulation;
+  *loss = 0;
+  *labels = *tokens = 0;
+  wf_params_reset(ps);
+  wf_params_hold(ps);
+  for (int64_t k = 0; k < parts; k++) {
+    const wf_batch *b;
+    WF_TRY(wf_loader_next(r->loader, &b));
+    wf_tokens t = {b->n_rows, b->n_lanes, b->n_tokens, b->rows, b->inputs, b->labels};
+    wf_step step = {.stream = r->cfg->train.stream,
+                    .train = true,
+                    .seed = (uint64_t)r->cfg->run.seed,
+                    .step = r->snap.step * parts + k,
+                    .state = r->carried};
+    double part;
+    WF_TRY(wf_step_gradient(r->model, &step, &t, 1, k == parts - 1, &part));
+    *loss += part;
+    *labels += b->n_labels;
+    *tokens += b->n_tokens;
+    r->snap.cursor = b->cursor;
+  }
+  return WF_OK;
+}
+
+static wf_status bad_step(run *r, const step_result *s) {
+  wf_grad_bad bad;
+  WF_TRY(wf_grad_find_bad(r->groups.n, r->groups.group, &bad));
+  wf_progress_note(&r->progress, "step %lld skipped: loss %g, gradient norm %g; first bad: %s",
+                   (long long)r->snap.step + 1, s->loss, s->grad.norm,
+                   bad.range ? bad.range->name : "the loss");
+  if (wf_optimizer_skipped_in_row(r->optimizer) <= r->cfg->train.max_skipped) return WF_OK;
+  return wf_hint(
+      WF_FAIL(WF_ENUMERIC, "%lld steps in a row had a loss or gradient that is not finite; first bad: %s",
+              (long long)wf_optimizer_skipped_in_row(r->optimizer), bad.range ? bad.range->name : "the loss"),
+      "lower the learning rate or lengthen the warm-up; train.max_skipped is %lld",
+      (long long)r->cfg->train.max_skipped);
+}
+
+static wf_status one_step(run *r, step_result *out) {
+  const wf_config_train *t = &r->cfg->train;
+  double loss;
+  int64_t labels;
+  WF_TRY(gradients(r, &loss, &labels, &out->tokens));
+  out->loss = labels ? loss / (double)labels : 0;
+  WF_TRY(wf_grad_measure(r->c, r->groups.n, r->groups.group, labels ? 1 / (double)labels : 0, t->clip,
+                         &out->grad));
+  if (!isfinite(loss)) out->grad.scale = NAN;
+  double factor =
+      wf_schedule_factor(wf_schedule_find(t->schedule.type), t->schedule.options, t->steps, r->snap.step);
+  out->lr = factor * wf_optimizer_lr(r->optimizer);
+  WF_TRY(wf_optimizer_step(r->optimizer, factor, out->grad.scale));
+  if (!isfinite(out->grad.scale))
+    WF_TRY(bad_step(r, out));
+  else if (r->ema)
+    WF_TRY(wf_ema_update(r->ema));
+  r->snap.step++;
+  r->snap.tokens += out->tokens;
+  return WF_OK;
+}
+
+static wf_status report(run *r, const step_result *s, const wf_evaluation *e) {
+  wf_metric m[12];
+  size_t n = 0;
+  m[n++] = (wf_metric){"tokens", (double)r->snap.tokens};
+  m[n++] = (wf_metric){"loss", s->loss};
+  m[n++] = (wf_metric){"lr", s->lr};
+  m[n++] = (wf_metric){"grad_norm", s->grad.norm};
+  m[n++] = (wf_metric){"tokens_per_s", wf_progress_rate(&r->progress)};
+  m[n++] = (wf_metric){"wall_s", wf_now() - r->began};
+  if (e) {
+    m[n++] = (wf_metric){"val_loss", e->loss};
+    m[n++] = (wf_metric){"val_ppl", e->perplexity};
+    m[n++] = (wf_metric){"val_bpb", e->bits_per_byte};
+  }
+  return wf_metrics_write(&r->metrics, r->snap.step, m, n);
+}
+
+static void show(run *r, const step_result *s, double before) {
+  double now = wf_now(), flops = 3 * wf_model_flops(r->model, r->cfg->data.seq_len / 2) * (double)s->tokens;
+  wf_progress_step p = {.step = r->snap.step,
+                        .tokens = s->tokens,
+                        .loss = s->loss,
+                        .lr = s->lr,
+                        .grad_norm = s->grad.norm,
+                        .matrix_fraction = flops / (now - before) / r->matrix_rate,
+                        .memory = (double)wf_mem_now()};
+  wf_progress_step_done(&r->progress, &p, now);
+}
+
+static bool due(int64_t step, int64_t every, bool last) {
+  return last || (every > 0 && step % every == 0);
+}
+
+static wf_status loop(run *r) {
+  const wf_config *cfg = r->cfg;
+  while (r->snap.step < cfg->train.steps) {
+    bool stop = r->o->stop && *r->o->stop;
+    if (stop) {
+      WF_TRY(save(r));
+      return WF_FAIL(WF_EINTERRUPTED, "stopped by a signal after step %lld; the checkpoint is saved",
+                     (long long)r->snap.step);
+    }
+    double before = wf_now();
+    step_result s = {0};
+    WF_TRY(one_step(r, &s));
+    show(r, &s, before);
+    bool last = r->snap.step == cfg->train.steps, eval = due(r->snap.step, cfg->eval.every, last);
+    wf_evaluation e;
+    if (eval) WF_TRY(evaluate(r, &e));
+    if (eval || due(r->snap.step, cfg->log.every, last)) WF_TRY(report(r, &s, eval ? &e : NULL));
+    if (due(r->snap.step, cfg->checkpoint.every, last)) WF_TRY(save(r));
+  }
+  return save(r);
+}
+
+static wf_status train(run *r) {
+  WF_TRY(open_run(r));
+  WF_TRY(wf_rate_matrix(r->c, 512, 0.03, &r->matrix_rate));
+  wf_report_model(stdout, r->model, r->optimizer, r->ema, sequences(r) * r->cfg->data.seq_len);
+  r->began = wf_now();
+  if (r->o->profile) wf_ctx_profile(r->c, true);
+  wf_progress_start(&r->progress, stdout, r->snap.step, r->cfg->train.steps, r->cfg->log.every,
+                    r->cfg->log.smoothing, r->began);
+  wf_status s = loop(r);
+  wf_progress_end(&r->progress, r->snap.step, wf_now());
+  if (s != WF_OK && s != WF_EINTERRUPTED) return s;
+  printf("waited for data %.2f s; run in %s\n", wf_loader_waited(r->loader), r->cfg->run.dir);
+  if (r->o->profile) wf_report_profile(stdout, r->c);
+  return s;
+}
+
+wf_status wf_train(wf_config *cfg, const wf_train_options *o) {
+  run r = {.cfg = cfg, .o = o, .last_saved = -1};
+  r.metrics.fd = -1;
+  wf_status s = train(&r);
+  close_run(&r);
+  return s;
+}
