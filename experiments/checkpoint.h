@@ -2,11 +2,15 @@
  *
  * It holds logical tensors by name, so that it resumes on any number of ranks:
  *
- *     attributes of the root    format "weft checkpoint", version, step, tokens, cursor, seed, skipped,
- * optimizer config  u8 [n]            the resolved config, YAML tokenizer  u8 [n]         its blob
- * (data/tokenizer.h) params/<name>             each parameter in its shape optimizer/<state>/<name>  each
- * state of the optimiser, in the parameter's shape ema/<name>                averaged weights, where there
- * are any state/<slot>, state/positions   the lanes' states, where state is carried
+ * - attributes of the root: format "weft checkpoint", version, step, tokens, cursor, seed; optimizer,
+ *   updates, skipped; ema_updates
+ * - config, tokenizer: u8 [n], the resolved YAML and the blob of data/tokenizer.h
+ * - params/NAME: each parameter in its shape
+ * - optimizer/STATE/NAME: each state of the optimiser, in the parameter's shape
+ * - ema/NAME: averaged weights, where there are any
+ * - state/SLOT, state/positions: what the lanes carry, where they do
+ *
+ * Equal content gives equal bytes.
  */
 #ifndef WF_EXPERIMENTS_CHECKPOINT_H
 #define WF_EXPERIMENTS_CHECKPOINT_H
@@ -20,7 +24,8 @@
 extern "C" {
 #endif
 
-/* What is saved and restored. NULL parts are left out of a save and passed over by a load. */
+/* What is saved and restored. NULL parts are left out of a save and passed over by a load. The groups of the
+ * optimiser and the average are those of `params`, in their order. */
 typedef struct wf_snapshot {
   wf_params *params;
   wf_optimizer *optimizer;
@@ -45,7 +50,8 @@ typedef struct wf_checkpoint_info {
 wf_status wf_checkpoint_save(const char *path, const wf_snapshot *s, const char *config,
                              const void *tokenizer, size_t tokenizer_size);
 
-/* Write DIR/step-%08d.h5 and then remove all but the newest `keep` (0: keep all). */
+/* Write DIR/step-%08d.h5 and then remove all but the newest `keep` (0: keep all) up to this step, and what a
+ * killed run left unfinished. */
 wf_status wf_checkpoint_save_step(const char *dir, const wf_snapshot *s, const char *config,
                                   const void *tokenizer, size_t tokenizer_size, int64_t keep);
 
@@ -53,9 +59,9 @@ wf_status wf_checkpoint_save_step(const char *dir, const wf_snapshot *s, const c
 wf_status wf_checkpoint_read_info(const char *path, wf_checkpoint_info *out);
 void wf_checkpoint_info_free(wf_checkpoint_info *info);
 
-/* Fill what `s` names, and its counters. Errors: WF_EFORMAT for damage; WF_ENOTFOUND, WF_ESHAPE naming the
- * first tensor that is missing, left over or of another shape; then what `s` names may be partly overwritten.
- * Weights may be saved as f32 or f64 and are converted to the model's type. */
+/* Fill what `s` names, and its counters. Errors: WF_ENOTFOUND, WF_ESHAPE naming the first tensor that is
+ * missing, left over or of another shape, with nothing overwritten; WF_EFORMAT for damage, which may be found
+ * in the middle. Weights may be saved as f32 or f64 and are converted to the model's type. */
 wf_status wf_checkpoint_load(const char *path, wf_snapshot *s);
 
 /* Weights alone; with `averaged` those of the moving average where the file has them. */
