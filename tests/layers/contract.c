@@ -1,0 +1,334 @@
+/* Trials of the contract; see contract.h. */
+#include "tests/layers/contract.h"
+#include "autograd/gradcheck.h"
+#include "core/memory.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define OK(expr)                                                                                  \
+  do {                                                                                            \
+    if ((expr) != WF_OK) ck_abort_msg("%s: %s\n%s", #expr, wf_error_message(), wf_error_trace()); \
+  } while (0)
+
+enum { VOCAB = 11, WIDTH = 12, LENGTH = 23, MAX_BLOCKS = 4 };
+
+/* ---- building ---- */
+
+typedef struct parsed {
+  const wf_layer_type *type;
+  void *options;
+} parsed;
+
+static parsed parse_half(wf_layer_kind kind, const char *text) {
+  char buf[256], *save = NULL;
+  snprintf(buf, sizeof buf, "%s", text);
+  char *name = strtok_r(buf, " ", &save);
+  if (!name || strcmp(name, "-") == 0) return (parsed){0};
+  parsed p = {.type = wf_layer_find(kind, name)};
+  ck_assert_msg(p.type != NULL, "no layer %s", name);
+  p.options = wf_calloc("test", 1, p.type->options_size);
+  OK(wf_options_defaults(p.type->options, p.options));
+  for (char *kv = strtok_r(NULL, " ", &save); kv; kv = strtok_r(NULL, " ", &save)) {
+    char *eq = strchr(kv, '=');
+    *eq = '\0';
+    OK(wf_options_set(p.type->options, p.options, kv, eq + 1));
+  }
+  return p;
+}
+
+static void free_half(parsed *p) {
+  if (p->type) wf_options_free(p->type->options, p->options);
+  wf_free(p->options);
+}
+
+/* Three lanes: one long document, several packed ones (single tokens among them), a shorter lane. */
+static void make_tokens(wf_tokens *t, bool packed) {
+  static const int64_t whole[][4] = {{LENGTH, 0}, {LENGTH, 0}, {LENGTH - 6, 0}},
+                       parts[][4] = {{LENGTH, 0}, {7, 1, 9, LENGTH - 17}, {LENGTH - 7, 1, 0}};
+  *t = (wf_tokens){.n_lanes = 3};
+  wf_row *row = wf_calloc("test", 12, sizeof *row);
+  int32_t *ids = wf_calloc("test", 3 * LENGTH, sizeof *ids),
+          *labels = wf_calloc("test", 3 * LENGTH, sizeof *labels);
+  for (int lane = 0; lane < 3; lane++) {
+    int64_t place = 0;
+    for (int k = 0; k < 4; k++) {
+      int64_t len = packed ? parts[lane][k] : whole[lane][k];
+      if (!len) break;
+      row[t->n_rows++] =
+          (wf_row){.begin = t->n_tokens, .len = len, .lane = lane, .place = place, .seq = 40 + lane};
+      place += len;
+      t->n_tokens += len;
+    }
+  }
+  wf_rng_key key = wf_rng_key_make(7, "test", "ids");
+  for (int64_t i = 0; i < t->n_tokens; i++) {
+    ids[i] = (int32_t)wf_rng_below(key, (uint64_t)(2 * i), VOCAB);
+    labels[i] = (int32_t)wf_rng_below(key, (uint64_t)(2 * i + 1), VOCAB + 1) - 1; /* some have none */
+  }
+  t->row = row;
+  t->ids = ids;
+  t->labels = labels;
+}
+
+void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const wf_trial_options *o) {
+  *x = (wf_trial){0};
+  OK(wf_device_open(WF_CPU, 0, &x->dev));
+  OK(wf_ctx_create(x->dev, &x->c));
+  parsed half[MAX_BLOCKS][2];
+  wf_block_spec spec[MAX_BLOCKS];
+  for (int i = 0; i < n_blocks; i++) {
+    char mixer[256];
+    snprintf(mixer, sizeof mixer, "%s", blocks[i]);
+    char *slash = strchr(mixer, '/');
+    *slash = '\0';
+    half[i][0] = parse_half(WF_LAYER_MIXER, mixer);
+    half[i][1] = parse_half(WF_LAYER_MLP, slash + 1);
+    spec[i] = (wf_block_spec){i % 2 ? WF_NORM_LAYER : WF_NORM_RMS, half[i][0].type, half[i][1].type,
+                              half[i][0].options, half[i][1].options};
+  }
+  wf_model_spec m = {.vocab = VOCAB,
+                     .d_model = WIDTH,
+                     .n_blocks = n_blocks,
+                     .block = spec,
+                     .norm = WF_NORM_RMS,
+                     .norm_eps = 1e-6,
+                     .tie_embeddings = o->tie,
+                     .max_positions = LENGTH,
+                     .dropout = o->dropout,
+                     .init_std = 0.4,
+                     .z_loss = 1e-3,
+                     .recompute = o->recompute,
+                     .head_rows = 10};
+  OK(wf_model_create(x->c, &m, o->dtype, NULL, NULL, &x->m));
+  OK(wf_params_init(wf_model_params(x->m), 3));
+  for (int i = 0; i < n_blocks; i++)
+    for (int k = 0; k < 2; k++) free_half(&half[i][k]);
+  make_tokens(&x->t, o->packed);
+  x->numel = wf_model_params(x->m)->numel;
+}
+
+void wf_trial_free(wf_trial *x) {
+  wf_tokens_free(&x->t);
+  wf_model_free(x->m);
+  OK(wf_ctx_check(x->c));
+  wf_ctx_free(x->c);
+  wf_device_close(x->dev);
+}
+
+/* ---- gradients ---- */
+
+static const double scale = 0.37;
+static const wf_step step = {.train = true, .seed = 5, .step = 17};
+
+static void collect(wf_trial *x, double *grad) {
+  wf_params *ps = wf_model_params(x->m);
+  for (int i = 0; i < ps->n; i++) {
+    wf_param *p = ps->param[i];
+    ck_assert_msg(p->leaf.written && p->leaf.finished, "the gradient of %s is not final", p->name);
+    wf_scope s = wf_scope_open(x->c);
+    OK(wf_to_host(wf_cast(x->c, p->leaf.grad, WF_F64), grad));
+    wf_scope_close(x->c, s);
+    grad += p->numel;
+  }
+}
+
+void wf_trial_gradient(wf_trial *x, int64_t stream, double *grad, double *loss) {
+  wf_params *ps = wf_model_params(x->m);
+  wf_step s = step;
+  s.stream = stream;
+  wf_params_reset(ps);
+  wf_params_hold(ps);
+  OK(wf_step_gradient(x->m, &s, &x->t, scale, true, loss));
+  collect(x, grad);
+}
+
+typedef struct rank {
+  wf_tokens part;
+  wf_rows *rows;
+  wf_tensor *ids, *labels;
+  wf_piece piece;
+} rank;
+
+void wf_trial_simulate(wf_trial *x, int n, const int64_t *cuts, double *grad, double *loss) {
+  wf_ctx *c = x->c;
+  wf_params *ps = wf_model_params(x->m);
+  const wf_state_spec *spec = wf_model_state_spec(x->m);
+  wf_params_reset(ps);
+  wf_params_hold(ps);
+  wf_state *state;
+  OK(wf_state_create(c, spec, wf_model_dtype(x->m), x->t.n_lanes, LENGTH, true, &state));
+  rank ranks[8];
+  wf_scope scope = wf_scope_open(c);
+  for (int r = 0; r < n; r++) {
+    rank *k = &ranks[r];
+    OK(wf_tokens_cut(&x->t, r ? cuts[r - 1] : 0, cuts[r], &k->part));
+    OK(wf_rows_create(c, k->part.n_rows, k->part.row, k->part.n_lanes, &k->rows));
+    k->ids = wf_from_host(c, "test", WF_I32, WF_SHAPE(k->part.n_tokens), k->part.ids);
+    k->labels = wf_from_host(c, "test", WF_I32, WF_SHAPE(k->part.n_tokens), k->part.labels);
+    wf_run run = {
+        .c = c, .rows = k->rows, .state = state, .train = step.train, .step = step.step, .seed = step.seed};
+    OK(wf_piece_forward(x->m, &run, k->ids, k->labels, &k->piece));
+    wf_state_advance(state, k->rows);
+  }
+  *loss = 0;
+  wf_tensor **d_state = wf_calloc("test", (size_t)spec->n + 1, sizeof(wf_tensor *));
+  for (int r = n - 1; r >= 0; r--) {
+    double part;
+    OK(wf_piece_backward(&ranks[r].piece, scale, r == n - 1 ? NULL : d_state, r == 0, &part));
+    *loss += part;
+    for (int i = 0; i < spec->n; i++) d_state[i] = ranks[r].piece.state_in[i].grad;
+  }
+  wf_free(d_state);
+  for (int r = 0; r < n; r++) {
+    wf_piece_free(&ranks[r].piece);
+    wf_rows_free(ranks[r].rows);
+    wf_tokens_free(&ranks[r].part);
+  }
+  wf_scope_close(c, scope);
+  wf_state_free(state);
+  collect(x, grad);
+}
+
+/* ---- logits ---- */
+
+static void run_logits(wf_trial *x, const wf_tokens *t, wf_state *state, double *logits) {
+  wf_ctx *c = x->c;
+  wf_scope s = wf_scope_open(c);
+  wf_rows *rows;
+  OK(wf_rows_create(c, t->n_rows, t->row, t->n_lanes, &rows));
+  wf_run run = {.c = c, .rows = rows, .state = state};
+  wf_tensor *ids = wf_from_host(c, "test", WF_I32, WF_SHAPE(t->n_tokens), t->ids);
+  wf_tensor *y = wf_model_logits(x->m, &run, wf_model_trunk(x->m, &run, ids));
+  OK(wf_ctx_check(c));
+  OK(wf_to_host(wf_cast(c, y, WF_F64), logits));
+  if (state) wf_state_advance(state, rows);
+  wf_rows_free(rows);
+  wf_scope_close(c, s);
+}
+
+void wf_trial_logits(wf_trial *x, double *logits) {
+  run_logits(x, &x->t, NULL, logits);
+}
+
+void wf_trial_decode(wf_trial *x, double *logits) {
+  wf_state *state;
+  OK(wf_state_create(x->c, wf_model_state_spec(x->m), wf_model_dtype(x->m), x->t.n_lanes, LENGTH, false,
+                     &state));
+  double *one = wf_alloc("test", sizeof(double) * 3 * VOCAB);
+  for (int64_t at = 0; at < LENGTH; at++) {
+    wf_tokens t;
+    OK(wf_tokens_cut(&x->t, at, at + 1, &t));
+    run_logits(x, &t, state, one);
+    for (int64_t i = 0; i < t.n_rows; i++) /* back to the batch's order: find the row this token came from */
+      for (int64_t k = 0; k < x->t.n_rows; k++) {
+        const wf_row *r = &x->t.row[k];
+        int64_t off = t.row[i].place - r->place;
+        if (r->lane == t.row[i].lane && off >= 0 && off < r->len)
+          memcpy(logits + (r->begin + off) * VOCAB, one + i * VOCAB, VOCAB * sizeof *logits);
+      }
+    wf_tokens_free(&t);
+  }
+  wf_free(one);
+  wf_state_free(state);
+}
+
+/* ---- the contract ---- */
+
+static void agree(wf_trial *x, const char *what, const double *a, const double *b) {
+  wf_params *ps = wf_model_params(x->m);
+  double tol = wf_model_dtype(x->m) == WF_F64 ? 1e-10 : 1e-4;
+  for (int i = 0; i < ps->n; i++) {
+    int64_t n = ps->param[i]->numel;
+    wf_error e = wf_compare(n, a, b);
+    double most = 0; /* a gradient that cancels to nothing (one visible key) has no size to be relative to */
+    for (int64_t k = 0; k < n; k++) most = fmax(most, fmax(fabs(a[k]), fabs(b[k])));
+    if (most < 1e-3 * tol) e = (wf_error){0};
+    ck_assert_msg(e.err2 <= tol && e.errmax <= 10 * tol, "%s: gradient of %s: err2 %.2e errmax %.2e at %lld",
+                  what, ps->param[i]->name, e.err2, e.errmax, (long long)e.worst);
+    a += n;
+    b += n;
+  }
+}
+
+static void gradients_agree(int n_blocks, const char *const *blocks, const wf_trial_options *o) {
+  wf_trial x;
+  wf_trial_make(&x, n_blocks, blocks, o);
+  double *plain = wf_calloc("test", (size_t)x.numel, 2 * sizeof *plain), *other = plain + x.numel, loss,
+         loss2;
+  wf_trial_gradient(&x, 0, plain, &loss);
+  static const int64_t streams[] = {1, 4, 9, 22, 23};
+  char what[80];
+  for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {
+    wf_trial_gradient(&x, streams[i], other, &loss2);
+    snprintf(what, sizeof what, "stream %lld, packed %d, recompute %d", (long long)streams[i], o->packed,
+             o->recompute);
+    ck_assert_double_eq_tol(loss2, loss, 1e-10 * fabs(loss));
+    agree(&x, what, other, plain);
+  }
+  static const int64_t cuts[][4] = {{11, 23}, {3, 4, 23}, {5, 10, 16, 23}};
+  for (int k = 0; k < 3; k++) {
+    wf_trial_simulate(&x, k + 2, cuts[k], other, &loss2);
+    snprintf(what, sizeof what, "%d ranks, packed %d, recompute %d", k + 2, o->packed, o->recompute);
+    ck_assert_double_eq_tol(loss2, loss, 1e-10 * fabs(loss));
+    agree(&x, what, other, plain);
+  }
+  wf_free(plain);
+  wf_trial_free(&x);
+}
+
+static void decoding_agrees_and_is_causal(int n_blocks, const char *const *blocks) {
+  wf_trial x;
+  wf_trial_options o = {.dtype = WF_F64, .packed = true};
+  wf_trial_make(&x, n_blocks, blocks, &o);
+  int64_t n = x.t.n_tokens * VOCAB;
+  double *whole = wf_calloc("test", (size_t)n, 2 * sizeof *whole), *other = whole + n;
+  wf_trial_logits(&x, whole);
+  wf_trial_decode(&x, other);
+  wf_error e = wf_compare(n, other, whole);
+  ck_assert_msg(e.err2 <= 1e-10 && e.errmax <= 1e-9, "decoding: err2 %.2e at token %lld", e.err2,
+                (long long)(e.worst / VOCAB));
+  int64_t changed = 13; /* in the first lane's document */
+  ((int32_t *)x.t.ids)[changed] = (x.t.ids[changed] + 1) % VOCAB;
+  wf_trial_logits(&x, other);
+  ck_assert_msg(memcmp(whole, other, sizeof *whole * (size_t)(changed * VOCAB)) == 0,
+                "the future reached the past");
+  ck_assert(memcmp(whole + changed * VOCAB, other + changed * VOCAB, VOCAB * sizeof *whole) != 0);
+  ck_assert_msg(memcmp(whole + LENGTH * VOCAB, other + LENGTH * VOCAB,
+                       sizeof *whole * (size_t)(n - LENGTH * VOCAB)) == 0,
+                "one document reached another");
+  wf_free(whole);
+  wf_trial_free(&x);
+}
+
+/* Packed documents equal the same documents each in a lane of its own. */
+static void packed_equals_separate(int n_blocks, const char *const *blocks) {
+  wf_trial x;
+  wf_trial_options o = {.dtype = WF_F64, .packed = true};
+  wf_trial_make(&x, n_blocks, blocks, &o);
+  double *a = wf_calloc("test", (size_t)x.numel, 2 * sizeof *a), *b = a + x.numel, la, lb;
+  wf_trial_gradient(&x, 0, a, &la);
+  for (int64_t i = 0; i < x.t.n_rows; i++) {
+    wf_row *row = (wf_row *)&x.t.row[i];
+    row->lane = i;
+    row->place = 0;
+  }
+  x.t.n_lanes = x.t.n_rows;
+  wf_trial_gradient(&x, 6, b, &lb);
+  ck_assert_double_eq_tol(lb, la, 1e-10 * fabs(la));
+  agree(&x, "separate", b, a);
+  wf_free(a);
+  wf_trial_free(&x);
+}
+
+void wf_trial_contract(int n_blocks, const char *const *blocks) {
+  for (int k = 0; k < 4; k++) {
+    wf_trial_options o = {
+        .dtype = WF_F64, .dropout = 0.2, .packed = k & 1, .recompute = k & 2, .tie = k == 3};
+    gradients_agree(n_blocks, blocks, &o);
+  }
+  decoding_agrees_and_is_causal(n_blocks, blocks);
+  packed_equals_separate(n_blocks, blocks);
+}

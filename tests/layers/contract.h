@@ -1,0 +1,45 @@
+/* contract: what every layer must satisfy, for tests of layers.
+ *
+ * A trial is a small model in float64 over a batch of packed and unequal sequences. Its plain gradient is the
+ * reference; streamed pieces, a one-process simulation of ranks, recomputation and single-token decoding must
+ * agree with it to 1e-10, and the future must not reach the past by a single bit.
+ */
+#ifndef WF_TESTS_LAYERS_CONTRACT_H
+#define WF_TESTS_LAYERS_CONTRACT_H
+
+#include "layers/stream.h"
+
+typedef struct wf_trial {
+  wf_device *dev;
+  wf_ctx *c;
+  wf_model *m;
+  wf_tokens t;
+  int64_t numel;
+} wf_trial;
+
+typedef struct wf_trial_options {
+  wf_dtype dtype;
+  double dropout;
+  bool recompute, packed, tie;
+} wf_trial_options;
+
+/* `blocks`: mixer, MLP and options given by name, "mixer key=value key=value / mlp key=value", one string a
+ * block; "-" for an absent half. */
+void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const wf_trial_options *o);
+void wf_trial_free(wf_trial *x);
+
+/* All gradients in the order of declaration, [numel], and the sum of losses; stream as in wf_step. */
+void wf_trial_gradient(wf_trial *x, int64_t stream, double *grad, double *loss);
+
+/* The same by `n` virtual ranks, each with a part of every sequence that ends at cuts[i] (cuts[n-1] beyond
+ * the end): all ranks run forward, in order, each keeping its tape; then all run backward from the last. */
+void wf_trial_simulate(wf_trial *x, int n, const int64_t *cuts, double *grad, double *loss);
+
+/* Logits [tokens, vocab] of the whole batch, and of the batch token by token through the state. */
+void wf_trial_logits(wf_trial *x, double *logits);
+void wf_trial_decode(wf_trial *x, double *logits);
+
+/* Everything above for one model. Fails the running test with a message on the first disagreement. */
+void wf_trial_contract(int n_blocks, const char *const *blocks);
+
+#endif
