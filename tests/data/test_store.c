@@ -261,6 +261,7 @@ START_TEST(tokenizers_and_widths) {
 }
 END_TEST
 
+#ifdef WEFT_SENTENCEPIECE
 static void progress(void *context, int64_t done, int64_t total) {
   int64_t *last = context;
   ck_assert_int_ge(done, last[0]);
@@ -268,6 +269,7 @@ static void progress(void *context, int64_t done, int64_t total) {
   last[0] = done;
   last[1] = total;
 }
+#endif
 
 START_TEST(trained_here) {
 #ifdef WEFT_SENTENCEPIECE
