@@ -301,9 +301,13 @@ static void put_f64(text_out *t, double v) {
     put_text(t, v < 0 ? "-.inf" : ".inf");
     return;
   }
-  for (int digits = 1; digits <= 17; digits++) {
-    snprintf(s, sizeof s, "%.*g", digits, v);
-    if (strtod(s, NULL) == v) break;
+  if (v == floor(v) && fabs(v) < 1e6) {
+    snprintf(s, sizeof s, "%.1f", v);
+  } else {
+    for (int digits = 1; digits <= 17; digits++) {
+      snprintf(s, sizeof s, "%.*g", digits, v);
+      if (strtod(s, NULL) == v) break;
+    }
   }
   const size_t mantissa = strcspn(s, "e");
   put(t, s, mantissa);

@@ -153,8 +153,10 @@ START_TEST(numbers_print_back_exactly) {
   }
   s.lr = 1e-5;
   ck_assert_str_eq(printed("lr", &s), "1.0e-05");
-  s.lr = 2;
-  ck_assert_str_eq(printed("lr", &s), "2.0");
+  s.lr = 10000;
+  ck_assert_str_eq(printed("lr", &s), "10000.0");
+  s.lr = 0.0003;
+  ck_assert_str_eq(printed("lr", &s), "0.0003");
   ck_assert_str_eq(printed("window", &s), "auto");
   ck_assert_str_eq(printed("ratio", &s), "auto");
   ck_assert_str_eq(printed("bias", &s), "false");

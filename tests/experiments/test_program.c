@@ -49,11 +49,35 @@ START_TEST(doctor_examines_the_machine) {
 }
 END_TEST
 
+START_TEST(configs_are_checked_and_printed) {
+  expect("config check " WEFT_SOURCE_DIR "/experiments/configs/nano.yaml", 0,
+         "is fine: 4 layers of width 128");
+  expect("config check " WEFT_SOURCE_DIR "/experiments/configs/nano.yaml --set model.blocks.0.mixer.heads=7",
+         1, "nano.yaml:8:14: heads: 7 heads do not divide d_model 128");
+  expect("config check " WEFT_SOURCE_DIR "/experiments/configs/nano.yaml --set model.blocks.0.mixer.headz=7",
+         1, "hint: did you mean heads?");
+  expect("config check /nowhere.yaml", 1, "weft: error: ");
+  expect("config check", 1, "weft config check needs CONFIG");
+  expect("config print " WEFT_SOURCE_DIR "/experiments/configs/nano.yaml --set run.seed=5", 0,
+         "\n  seed: 5\n");
+  expect("config docs", 0, "### attention");
+}
+END_TEST
+
+START_TEST(layers_are_listed_and_explained) {
+  expect("layers", 0, "\n  simple_gla ");
+  expect("layers attention", 0, "attention (mixer)");
+  expect("layers atention", 1, "hint: did you mean attention?");
+}
+END_TEST
+
 static Suite *program_suite(void) {
   Suite *s = suite_create("program");
   TCase *t = tcase_create("program");
   tcase_add_test(t, it_says_what_it_is);
   tcase_add_test(t, doctor_examines_the_machine);
+  tcase_add_test(t, configs_are_checked_and_printed);
+  tcase_add_test(t, layers_are_listed_and_explained);
   suite_add_tcase(s, t);
   return s;
 }
