@@ -24,8 +24,7 @@ typedef union option_value {
   int choice;
 } option_value;
 
-/* --- fields
- * ------------------------------------------------------------------------------------------------- */
+/* --- fields --- */
 
 static void *field(const wf_option *o, void *self) {
   return (char *)self + o->offset;
@@ -71,8 +70,7 @@ static option_value auto_value(wf_opt_type type) {
   return v;
 }
 
-/* --- parsing
- * ------------------------------------------------------------------------------------------------ */
+/* --- parsing --- */
 
 /* The allowed range in words, such as "1 to 4096" or "at least 0". */
 static const char *range_words(const wf_option *o, char out[static 80]) {
@@ -211,8 +209,7 @@ const wf_option *wf_options_find(const wf_option *table, const char *name) {
   return NULL;
 }
 
-/* --- nearest names
- * ------------------------------------------------------------------------------------------ */
+/* --- nearest names --- */
 
 enum { NAME_MAX_COMPARED = 48 };
 
@@ -276,8 +273,7 @@ const char *wf_options_nearest(const wf_option *table, const char *name) {
   return best;
 }
 
-/* --- printing
- * ----------------------------------------------------------------------------------------------- */
+/* --- printing --- */
 
 /* Text that grows into a buffer of fixed size and keeps counting beyond it, as snprintf does. */
 typedef struct text_out {
@@ -413,8 +409,7 @@ size_t wf_options_print(const wf_option *o, const void *self, char *out, size_t 
   return t.used;
 }
 
-/* --- whole structs
- * ------------------------------------------------------------------------------------------ */
+/* --- whole structs --- */
 
 bool wf_options_equal(const wf_option *o, const void *a, const void *b) {
   const option_value x = load(o, a), y = load(o, b);

@@ -14,18 +14,28 @@ wf_status wf_assemble_device(const wf_config *cfg, wf_device **out) {
 
 /* ---- model ---- */
 
-/* What the rules know a parameter as (optim/rules.h). */
-static wf_param_kind kind_by_rules(void *arg, const wf_param *p) {
-  const char *kind = p->flags & WF_PARAM_TABLE ? "embedding" : p->flags & WF_PARAM_NO_DECAY ? "gate" : NULL;
-  wf_opt_treatment t;
-  if (wf_opt_rules_apply(arg, p->name, kind, p->ndim, &t) != WF_OK) /* checked with the config */
-    return wf_param_default_kind(p);
-  return (wf_param_kind){.decay = t.decay, .matrix = t.matrix, .lr_scale = t.lr_scale};
+/* blocks.0.norm1.weight, blocks.0.mixer.q_norm.weight, norm.weight */
+static bool is_norm(const char *name) {
+  const char *norm = NULL;
+  for (const char *p = name; (p = strstr(p, "norm")); p++) norm = p;
+  return norm && strchr(norm, '.') && strcmp(strchr(norm, '.'), ".weight") == 0;
 }
 
-static double eps_of(const wf_config *cfg) {
-  if (!isnan(cfg->model.norm_eps)) return cfg->model.norm_eps;
-  return cfg->model.norm == WF_NORM_RMS ? 1e-6 : 1e-5;
+/* What the rules know a parameter as (optim/rules.h): what does not decay and is none of the others is a gate
+ * or its like. */
+static const char *kind_of(const wf_param *p) {
+  const char *last = strrchr(p->name, '.');
+  if (last && strcmp(last, ".bias") == 0) return "bias";
+  if (is_norm(p->name)) return "norm";
+  if (p->flags & WF_PARAM_TABLE) return strncmp(p->name, "head", 4) == 0 ? "head" : "embedding";
+  return p->flags & WF_PARAM_NO_DECAY ? "gate" : NULL;
+}
+
+static wf_param_kind kind_by_rules(void *arg, const wf_param *p) {
+  wf_opt_treatment t;
+  if (wf_opt_rules_apply(arg, p->name, kind_of(p), p->ndim, &t) != WF_OK) /* checked with the config */
+    return wf_param_default_kind(p);
+  return (wf_param_kind){.decay = t.decay, .matrix = t.matrix, .lr_scale = t.lr_scale};
 }
 
 static wf_status model_of(wf_ctx *c, const wf_config *cfg, int64_t vocab,
@@ -45,7 +55,7 @@ static wf_status model_of(wf_ctx *c, const wf_config *cfg, int64_t vocab,
                         .n_blocks = (int)n,
                         .block = block,
                         .norm = (wf_norm_kind)m->norm,
-                        .norm_eps = eps_of(cfg),
+                        .norm_eps = wf_config_norm_eps(cfg),
                         .tie_embeddings = m->tie_embeddings,
                         .max_positions =
                             m->max_positions == WF_AUTO_I64 ? cfg->data.seq_len : m->max_positions,
@@ -64,6 +74,7 @@ wf_status wf_assemble_model(wf_ctx *c, const wf_config *cfg, int64_t vocab, wf_m
     return wf_hint(WF_FAIL(WF_EINVAL, "model.vocab is %lld, but the store's ids go up to %lld",
                            (long long)rows, (long long)vocab - 1),
                    "leave model.vocab out, or set it to at least %lld", (long long)vocab);
+  WF_TRY(wf_config_check_layers(cfg));
   const wf_config_block **layers;
   size_t n;
   WF_TRY(wf_config_layers(cfg, &layers, &n));

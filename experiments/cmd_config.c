@@ -3,7 +3,7 @@
 
 #include "core/memory.h"
 #include "experiments/command.h"
-#include "experiments/build.h"
+#include "experiments/config.h"
 
 static wf_status load(const wf_args *a, wf_config *c) {
   return wf_config_load(c, a->words[0], a->sets, a->n_sets, wf_types);

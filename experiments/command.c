@@ -18,8 +18,7 @@ typedef struct parsed {
   bool help;
 } parsed;
 
-/* --- help
- * ---------------------------------------------------------------------------------------------------- */
+/* --- help --- */
 
 /* top_k as it is written on the command line: top-k. */
 static const char *dashed(const char *name, char out[static 40]) {
@@ -80,8 +79,7 @@ static void print_commands(const wf_command *const *commands) {
   printf("\nweft COMMAND --help explains each.\n");
 }
 
-/* --- arguments
- * ----------------------------------------------------------------------------------------------- */
+/* --- arguments --- */
 
 static wf_status unknown_flag(const wf_command *c, const char *given) {
   const char *names[64];
@@ -185,8 +183,7 @@ static void release(const wf_command *c, parsed *p) {
   wf_free(p->sets);
 }
 
-/* --- the program
- * --------------------------------------------------------------------------------------------- */
+/* --- the program --- */
 
 static int report(void) {
   const char *trace = getenv("WEFT_TRACE");

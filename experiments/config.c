@@ -20,8 +20,7 @@ enum {
   MAX_STRING = 4096
 }; /* what is printed must be small enough to load */
 
-/* --- types
- * --------------------------------------------------------------------------------------------------- */
+/* --- types --- */
 
 const char *wf_config_kind_name(wf_config_kind kind) {
   static const char *const names[] = {"mixer", "mlp", "optimizer", "schedule"};
@@ -51,8 +50,7 @@ wf_status wf_config_unknown_type(wf_config_types types, wf_config_kind kind, con
   return n ? wf_hint(s, "there are: %s", list) : s;
 }
 
-/* --- maps
- * ---------------------------------------------------------------------------------------------------- */
+/* --- maps --- */
 
 static bool listed(const char *const *names, const char *name) {
   for (; *names; names++)
@@ -128,8 +126,7 @@ static wf_status read_map(const wf_yaml_node *map, const char *section, const wf
   return WF_OK;
 }
 
-/* --- parts
- * --------------------------------------------------------------------------------------------------- */
+/* --- parts --- */
 
 static wf_status place_of(const wf_yaml_node *node, char **out) {
   char place[300];
@@ -177,8 +174,7 @@ static void free_part(wf_config_part *part) {
   wf_free(part->where);
 }
 
-/* --- blocks
- * -------------------------------------------------------------------------------------------------- */
+/* --- blocks --- */
 
 static wf_status read_blocks(const wf_yaml_node *list, wf_config_types types, wf_config_block **out,
                              size_t *n);
@@ -262,8 +258,7 @@ wf_status wf_config_layers(const wf_config *c, const wf_config_block ***out, siz
   return s;
 }
 
-/* --- the whole
- * ----------------------------------------------------------------------------------------------- */
+/* --- the whole --- */
 
 static wf_status read_model(const wf_yaml_node *map, wf_config *c, wf_config_types types) {
   const wf_yaml_node *blocks = wf_yaml_get(map, "blocks");

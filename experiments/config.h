@@ -25,8 +25,7 @@
 extern "C" {
 #endif
 
-/* --- parts with tables of their own
- * -------------------------------------------------------------------------- */
+/* --- parts with tables of their own --- */
 
 typedef enum wf_config_kind {
   WF_CONFIG_MIXER,
@@ -61,8 +60,7 @@ typedef struct wf_config_part {
   char *where;   /* "file:line:column", for errors found later */
 } wf_config_part;
 
-/* --- sections
- * ------------------------------------------------------------------------------------------------ */
+/* --- sections --- */
 
 enum { WF_DEVICE_CPU, WF_DEVICE_CUDA };
 enum { WF_PRECISION_F32, WF_PRECISION_F64 };
@@ -147,8 +145,7 @@ typedef struct wf_config_section {
 extern const wf_config_section wf_config_sections[]; /* ends with a NULL name */
 extern const wf_option wf_config_block_table[];      /* repeat, norm */
 
-/* --- reading
- * ------------------------------------------------------------------------------------------------- */
+/* --- reading --- */
 
 /* Read, override, check. `sets` are n_sets texts "a.b=value". On failure *out holds nothing to free. */
 wf_status wf_config_load(wf_config *out, const char *path, const char *const *sets, size_t n_sets,
@@ -163,8 +160,13 @@ void wf_config_free(wf_config *c);
 /* The model's layers in order, groups and repeats written out: n pointers into c. wf_free(*out). */
 wf_status wf_config_layers(const wf_config *c, const wf_config_block ***out, size_t *n);
 
-/* --- writing and comparing (config_print.c, config_resume.c)
- * -------------------------------------------------- */
+/* Every layer's own check of its options against the width and each other. An error stands at the layer's
+ * place in the file. (config_layers.c) */
+wf_status wf_config_check_layers(const wf_config *c);
+
+double wf_config_norm_eps(const wf_config *c); /* model.norm_eps, or what auto means */
+
+/* --- writing and comparing (config_print.c, config_resume.c) --- */
 
 /* Every value, defaults included, as YAML that loads to the identical config. wf_free(*text). */
 wf_status wf_config_print(const wf_config *c, char **text);

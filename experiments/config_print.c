@@ -6,8 +6,7 @@
 #include "experiments/config.h"
 #include "experiments/text.h"
 
-/* --- values
- * -------------------------------------------------------------------------------------------------- */
+/* --- values --- */
 
 static void put_value(wf_text *t, const wf_option *o, const void *self) {
   char small[256];
@@ -74,8 +73,7 @@ wf_status wf_config_print(const wf_config *c, char **text) {
   return wf_text_take(&t, text);
 }
 
-/* --- reference
- * ----------------------------------------------------------------------------------------------- */
+/* --- reference --- */
 
 static void put_range(wf_text *t, const wf_option *o) {
   static const char *const types[] = {"integer", "number", "true or false", "text"};

@@ -37,8 +37,7 @@ void wf_progress_start(wf_progress *p, FILE *out, int64_t first, int64_t steps, 
   wf_progress_start_as(p, out, live, known ? size.ws_col : 80, first, steps, every, smoothing, now);
 }
 
-/* --- the line
- * ------------------------------------------------------------------------------------------------ */
+/* --- the line --- */
 
 typedef struct parts {
   char text[PARTS][48];
@@ -119,8 +118,7 @@ static void clear(wf_progress *p) {
   p->drawn = false;
 }
 
-/* --- steps
- * --------------------------------------------------------------------------------------------------- */
+/* --- steps --- */
 
 double wf_progress_smoothed(const wf_progress *p) {
   return p->loss_weight > 0 ? p->loss_sum / p->loss_weight : (double)NAN;

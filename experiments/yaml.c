@@ -11,8 +11,7 @@
 
 static const char TAG[] = "config";
 
-/* --- text before it is parsed
- * ------------------------------------------------------------------------------- */
+/* --- text before it is parsed --- */
 
 /* The length of the valid UTF-8 sequence at s (n > 0 bytes left), or 0: no overlong forms, surrogates or
  * codes beyond U+10FFFF. */
@@ -55,8 +54,7 @@ static wf_status check_text(const char *name, const char *bytes, size_t n) {
   return WF_OK;
 }
 
-/* --- nodes
- * -------------------------------------------------------------------------------------------------- */
+/* --- nodes --- */
 
 void wf_yaml_place(const wf_yaml_node *node, char *out, size_t size) {
   if (node->line > 0)
@@ -165,8 +163,7 @@ static wf_status add_source(wf_yaml *tree, const char *name, const char **out) {
   return WF_OK;
 }
 
-/* --- events
- * ------------------------------------------------------------------------------------------------- */
+/* --- events --- */
 
 typedef struct anchor {
   char *name;
@@ -344,8 +341,7 @@ wf_status wf_yaml_parse(wf_yaml *out, const char *name, const char *bytes, size_
   return s;
 }
 
-/* --- overrides
- * ---------------------------------------------------------------------------------------------- */
+/* --- overrides --- */
 
 /* The slot that one step of the path names in `parent`, made when a map lacks it or a list ends just there.
  */

@@ -8,7 +8,7 @@
 
 #include "core/device.h"
 #include "core/memory.h"
-#include "experiments/build.h"
+#include "experiments/assemble.h"
 #include "optim/optimizer.h"
 #include "tests/check_main.h"
 
@@ -95,7 +95,7 @@ static wf_status build_tiny(const char *set, int64_t vocab, void (*look)(wf_mode
   wf_model *model = NULL;
   wf_status s = wf_device_open(WF_CPU, 0, &device);
   if (s == WF_OK) s = wf_ctx_create(device, &ctx);
-  if (s == WF_OK) s = wf_config_build(&c, ctx, vocab, &model);
+  if (s == WF_OK) s = wf_assemble_model(ctx, &c, vocab, &model);
   if (s == WF_OK) look(model);
   wf_model_free(model);
   wf_ctx_free(ctx);
@@ -150,8 +150,7 @@ static void nothing(wf_model *m) {
 START_TEST(vocabularies_must_hold_the_ids) {
   ck_assert_int_eq(build_tiny("model.vocab=256", 256, nothing), WF_OK);
   ck_assert_int_eq(build_tiny("model.vocab=255", 256, nothing), WF_EINVAL);
-  ck_assert_ptr_nonnull(
-      strstr(wf_error_message(), "model.vocab 255 is smaller than the store's vocabulary of 256"));
+  ck_assert_ptr_nonnull(strstr(wf_error_message(), "model.vocab is 255, but the store's ids go up to 255"));
   ck_assert_int_eq(build_tiny(NULL, 0, nothing), WF_EINVAL);
 }
 END_TEST
@@ -175,8 +174,8 @@ START_TEST(any_allocation_may_fail) {
 }
 END_TEST
 
-static Suite *build_suite(void) {
-  Suite *s = suite_create("build");
+static Suite *assemble_suite(void) {
+  Suite *s = suite_create("assemble");
   TCase *t = tcase_create("build");
   tcase_add_test(t, example_configs_are_right);
   tcase_add_test(t, every_table_has_right_defaults);
@@ -188,4 +187,4 @@ static Suite *build_suite(void) {
   return s;
 }
 
-WF_CHECK_MAIN(build_suite)
+WF_CHECK_MAIN(assemble_suite)
