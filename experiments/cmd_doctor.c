@@ -20,6 +20,7 @@
 #include "core/device.h"
 #include "core/file.h"
 #include "experiments/command.h"
+#include "experiments/rates.h"
 #include "experiments/text.h"
 
 typedef struct doctor {
@@ -69,6 +70,19 @@ static double file_number(const char *path) {
   return v;
 }
 
+/* What large products reach. */
+static void measure(doctor *d, wf_device *cpu) {
+  wf_ctx *ctx = NULL;
+  double flops = 0;
+  wf_status s = wf_ctx_create(cpu, &ctx);
+  if (s == WF_OK) s = wf_rate_matrix(ctx, 768, 0.2, &flops);
+  if (s == WF_OK)
+    say("products", "%.0f Gflop/s in float32", 1e-9 * flops);
+  else
+    problem(d, true, wf_error_message(), "matrix products do not run here");
+  wf_ctx_free(ctx);
+}
+
 /* Returns whether kernels may use AVX-512. */
 static bool check_processor(doctor *d) {
   char model[256] = "unknown model";
@@ -83,6 +97,7 @@ static bool check_processor(doctor *d) {
   if (wf_device_isa(cpu) == WF_ISA_BASE && getenv("WEFT_ISA"))
     problem(d, false, "WEFT_ISA keeps the kernels to the oldest instruction set", "unset WEFT_ISA");
   const bool avx512 = wf_device_isa(cpu) == WF_ISA_V4;
+  measure(d, cpu);
   wf_device_close(cpu);
   return avx512;
 }

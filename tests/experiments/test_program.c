@@ -39,8 +39,8 @@ END_TEST
 
 START_TEST(doctor_examines_the_machine) {
   expect("doctor", 0, "openblas     OpenMP");
-  static const char *const lines[] = {"\nprocessor ", "\ndevice ", "\nthreads ", "\nmemory ",
-                                      "\nmpi ",       "\ngpu ",    "\nhdf5 "};
+  static const char *const lines[] = {"\nprocessor ", "\ndevice ", "\nproducts ", "\nthreads ",
+                                      "\nmemory ",    "\nmpi ",    "\ngpu ",      "\nhdf5 "};
   for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
     ck_assert_msg(strstr(output, lines[i]), "%s", lines[i]);
   setenv("OMP_NUM_THREADS", "1000", 1);
