@@ -55,7 +55,7 @@ START_TEST(golden) {
           ck_assert_int_eq(wf_encoder_feed(&e, bytes + at, n - at < part ? n - at : part, &pieces), WF_OK);
         ck_assert_int_eq(wf_encoder_end(&e, &pieces), WF_OK);
         ck_assert_msg(pieces.n == ids.n &&
-                          (n == 0 || !memcmp(pieces.data, ids.data, ids.n * sizeof *ids.data)),
+                          (ids.n == 0 || !memcmp(pieces.data, ids.data, ids.n * sizeof *ids.data)),
                       "%s, text %zu in parts of %zu", names[k], i, part);
         wf_encoder_free(&e);
         wf_ids_free(&pieces);
