@@ -35,14 +35,17 @@ static inline int64_t wf_range_begin(int64_t n, int k, int parts) {
 #define WF_PRAGMA_(x) _Pragma(#x)
 #define WF_PRAGMA(x)  WF_PRAGMA_(x)
 
-/* Runs the following block once for each range; `begin` and `end` are int64_t, `wf_part` the range's index.
+/* No region here or in the kernels has an if clause beside num_threads: where the condition is false, clang's
+ * libomp leaves the thread count behind for the next region, which may be OpenBLAS's own.
+ *
+ * Runs the following block once for each range; `begin` and `end` are int64_t, `wf_part` the range's index.
  */
-#define WF_PARALLEL_FOR(begin, end, n, cost)                                                            \
-  int WF_PARTS(begin) = wf_threads_for((n), (cost));                                                    \
-  WF_PRAGMA(omp parallel for num_threads(WF_PARTS(begin)) schedule(static, 1) if (WF_PARTS(begin) > 1)) \
-  for (int wf_part = 0; wf_part < WF_PARTS(begin); wf_part++)                                           \
-    for (int64_t begin = wf_range_begin((n), wf_part, WF_PARTS(begin)),                                 \
-                 end = wf_range_begin((n), wf_part + 1, WF_PARTS(begin)), wf_once_ = 1;                 \
+#define WF_PARALLEL_FOR(begin, end, n, cost)                                            \
+  int WF_PARTS(begin) = wf_threads_for((n), (cost));                                    \
+  WF_PRAGMA(omp parallel for num_threads(WF_PARTS(begin)) schedule(static, 1))          \
+  for (int wf_part = 0; wf_part < WF_PARTS(begin); wf_part++)                           \
+    for (int64_t begin = wf_range_begin((n), wf_part, WF_PARTS(begin)),                 \
+                 end = wf_range_begin((n), wf_part + 1, WF_PARTS(begin)), wf_once_ = 1; \
          wf_once_; wf_once_ = 0)
 #define WF_PARTS(begin) wf_parts_##begin
 

@@ -193,7 +193,7 @@ static wf_status few_queries(const attend_args *g, const attend_out *y, wf_devic
   void *work;
   WF_TRY(wf_device_alloc(dev, "attend", bytes, &work));
   real *partial = work;
-  WF_PRAGMA(omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1))
+  WF_PRAGMA(omp parallel for num_threads(threads) schedule(static, 1))
   for (int64_t task = 0; task < pairs * parts; task++) {
     int64_t pair = task / parts, part = task % parts, r = pair / g->kv_heads;
     int64_t keys = attend_row_at(g, r).keys;
@@ -229,7 +229,7 @@ WF_KERNEL(attend) {
   size_t each = block_bytes(&g);
   void *work;
   WF_TRY(wf_device_alloc(dev, "attend", each * (size_t)threads, &work));
-  WF_PRAGMA(omp parallel num_threads(threads) if (threads > 1)) {
+  WF_PRAGMA(omp parallel num_threads(threads)) {
 #  ifdef _OPENMP
     char *mine = (char *)work + each * (size_t)(threads > 1 ? omp_get_thread_num() : 0);
 #  else

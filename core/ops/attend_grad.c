@@ -248,7 +248,7 @@ static void take_sink(const grad_args *ga, const grad_plan *p, int64_t r, int64_
 
 static void run_tasks(const grad_args *ga, const grad_plan *p) {
   const attend_args *g = &ga->a;
-  WF_PRAGMA(omp parallel num_threads(p->threads) if (p->threads > 1)) {
+  WF_PRAGMA(omp parallel num_threads(p->threads)) {
 #  ifdef _OPENMP
     const grad_work *mine = p->work + (p->threads > 1 ? omp_get_thread_num() : 0);
 #  else

@@ -39,7 +39,7 @@ WF_KERNEL(matmul) {
   wf_status part_status[256];
   int parts = beside ? wf_threads_for(batch, m * n * k / 16 + 1) : 1;
   if (parts > 256) parts = 256;
-#  pragma omp parallel for num_threads(parts) schedule(static, 1) if (parts > 1)
+#  pragma omp parallel for num_threads(parts) schedule(static, 1)
   for (int part = 0; part < parts; part++) {
     part_status[part] = WF_OK;
     for (int64_t i = wf_range_begin(batch, part, parts); i < wf_range_begin(batch, part + 1, parts); i++) {

@@ -257,7 +257,7 @@ WF_KERNEL(conv_grad) {
   void *work;
   WF_TRY(wf_device_alloc(dev, "conv", shared + each * (size_t)threads, &work));
   conv_weights(&g, wf_data(call->in[CONV_W]), work);
-  WF_PRAGMA(omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1))
+  WF_PRAGMA(omp parallel for num_threads(threads) schedule(static, 1))
   for (int part = 0; part < threads; part++)
     for (int64_t b = part; b < blocks; b += threads)
       conv_block(&g, &o, b * width, g.d - b * width < width ? g.d - b * width : width,
