@@ -1,7 +1,8 @@
 /* presplit: cutting text into words by regular expressions before byte-level BPE. Private to this folder.
  *
  * A tokenizer.json lists steps; each cuts every piece that the one before left. Patterns are PCRE2 with
- * Unicode properties. Bytes that are not UTF-8 match nothing and so become pieces of their own.
+ * Unicode properties. Bytes that are not UTF-8 match nothing and so become pieces of their own. Two classes
+ * are not those of the package tokenizers: \s here holds U+180E as well, and \w lacks combining marks.
  */
 #ifndef WF_DATA_PRESPLIT_H
 #define WF_DATA_PRESPLIT_H
