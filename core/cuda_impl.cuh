@@ -21,6 +21,7 @@
 #include "core/ctx_impl.h"
 #include "core/device_impl.h"
 #include "core/ops/fold_impl.h"
+#include "core/rows.h"
 
 /* ---- errors (cuda_device.cu) ---- */
 
@@ -185,26 +186,52 @@ static wf_status wf_cuda_lines(const wf_call *call, const wf_tensor *const (&t)[
   });
 }
 
-/* Where row r of the leading dimensions begins, for tensors whose last dimension has stride 1. */
-typedef struct wf_cuda_row_at {
+/* The i-th place of some of a tensor's dimensions, as an offset. */
+struct wf_cuda_dims {
   int nd;
   int64_t shape[WF_MAX_DIMS], stride[WF_MAX_DIMS];
-  __device__ int64_t operator()(int64_t r) const {
+  __device__ int64_t operator()(int64_t i) const {
     int64_t offset = 0;
     for (int d = nd - 1; d >= 0; d--) {
-      offset += r % shape[d] * stride[d];
-      r /= shape[d];
+      offset += i % shape[d] * stride[d];
+      i /= shape[d];
     }
     return offset;
   }
-} wf_cuda_row_at;
-
-static inline wf_cuda_row_at wf_cuda_leading(const wf_tensor *t) {
-  wf_cuda_row_at at = {0, {0}, {0}};
-  if (!t) return at;
-  at.nd = t->ndim > 0 ? t->ndim - 1 : 0;
-  for (int d = 0; d < at.nd; d++) at.shape[d] = t->shape[d], at.stride[d] = t->stride[d];
+};
+/* Dimensions from .. to-1; none for an absent tensor. */
+static inline wf_cuda_dims wf_cuda_dims_of(const wf_tensor *t, int from, int to) {
+  wf_cuda_dims at = {0, {0}, {0}};
+  for (int d = from; t && d < to; d++) {
+    at.shape[at.nd] = t->shape[d];
+    at.stride[at.nd++] = t->stride[d];
+  }
   return at;
+}
+/* Where each row of the last dimension begins. */
+static inline wf_cuda_dims wf_cuda_leading(const wf_tensor *t) {
+  return wf_cuda_dims_of(t, 0, t ? t->ndim - 1 : 0);
+}
+
+/* ---- rows ---- */
+
+/* The row of place t, where row r begins `extra` r places further on than in the table. */
+__device__ static inline int64_t wf_cuda_row_of(const wf_row *row, int64_t n, int64_t t, int64_t extra) {
+  int64_t lo = 0, hi = n;
+  while (hi - lo > 1) {
+    int64_t mid = (lo + hi) / 2;
+    if (row[mid].begin + mid * extra <= t)
+      lo = mid;
+    else
+      hi = mid;
+  }
+  return lo;
+}
+/* The row with `flag` (WF_ROW_TAKES, WF_ROW_LEAVES) of a lane, or -1. */
+__device__ static inline int64_t wf_cuda_row_with(const wf_row *row, int64_t n, int64_t lane, int64_t flag) {
+  for (int64_t r = 0; r < n; r++)
+    if (row[r].lane == lane && row[r].flags & flag) return r;
+  return -1;
 }
 
 /* ---- what the caller gave ---- */
@@ -227,6 +254,30 @@ template <class F> static wf_status wf_cuda_first(const wf_call *call, int64_t n
   WF_TRY(s);
   *first = (int64_t)none; /* all bits set is -1 */
   return WF_OK;
+}
+
+/* The row table tiles n tokens and names lanes below `lanes`. */
+static inline wf_status wf_cuda_check_rows(const wf_call *call, const wf_tensor *table, int64_t n,
+                                           int64_t lanes) {
+  const wf_row *row = wf_cuda_ptr<wf_row>(table);
+  const int64_t rows = table->shape[0];
+  int64_t at;
+  if (rows == 0 && n > 0)
+    return WF_FAIL(WF_EINVAL, "%s: no rows for %lld tokens", call->op->name, (long long)n);
+  WF_TRY(wf_cuda_first(
+      call, rows,
+      [=] __device__(int64_t r) {
+        int64_t begin = r ? row[r - 1].begin + row[r - 1].len : 0;
+        return row[r].begin != begin || row[r].len < 1 || row[r].lane < 0 || row[r].lane >= lanes ||
+               (r == rows - 1 && row[r].begin + row[r].len != n);
+      },
+      &at));
+  if (at < 0) return WF_OK;
+  wf_row bad;
+  WF_TRY(wf_device_read(wf_ctx_device(call->ctx), &bad, row + at, sizeof bad));
+  return WF_FAIL(WF_EINVAL, "%s: row %lld (begin %lld, len %lld, lane %lld) of %lld tokens, %lld lanes",
+                 call->op->name, (long long)at, (long long)bad.begin, (long long)bad.len, (long long)bad.lane,
+                 (long long)n, (long long)lanes);
 }
 
 /* Memory for the time of a call; later calls may have it while this one's kernels run, which the stream

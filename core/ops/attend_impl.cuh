@@ -1,0 +1,89 @@
+/* What the CUDA kernels of attend and its gradient share: arguments, rows, the score of one query and key. */
+#ifndef WF_CORE_OPS_ATTEND_IMPL_CUH
+#define WF_CORE_OPS_ATTEND_IMPL_CUH
+
+#include "core/cuda_impl.cuh"
+#include "core/ops/attend_impl.h"
+
+/* One row: queries q0 .. q0+len-1; its keys begin at k0 in the pool, query t sees before + t + 1 of them. */
+struct attend_row {
+  int64_t q0, len, k0, before;
+};
+
+template <class real> struct attend_args {
+  const real *q, *k, *v, *a, *b, *sink;
+  int64_t qs, qh, ks, kh, vs, vh; /* strides of tokens and heads */
+  const int64_t *span;
+  int64_t rows, n, m, heads, kv_heads, group, kdim, vdim, window;
+  real scale, cap, log_len;
+  bool sigmoid;
+
+  __device__ attend_row row(int64_t r) const {
+    return {span[4 * r], span[4 * r + 1], span[4 * r + 2], span[4 * r + 3]};
+  }
+  /* The row of query i; len 0 for none. */
+  __device__ attend_row row_of(int64_t i) const {
+    for (int64_t r = 0; r < rows; r++) {
+      attend_row w = row(r);
+      if (i >= w.q0 && i < w.q0 + w.len) return w;
+    }
+    return {0, 0, 0, 0};
+  }
+  /* Query t of a row sees its keys [lo, hi). */
+  __device__ int64_t lo(const attend_row &w, int64_t t) const {
+    int64_t end = w.before + t + 1;
+    return window > 0 && end > window ? end - window : 0;
+  }
+  /* Score of query i and key j of the pool for head h; *th receives the tanh of the soft cap. */
+  __device__ real score(int64_t i, int64_t j, int64_t h, real *th) const {
+    const real *x = q + i * qs + h * qh, *y = k + j * ks + h / group * kh;
+    real s = 0;
+    for (int64_t c = 0; c < kdim; c++) s += x[c] * y[c];
+    s *= scale;
+    *th = 0;
+    if (cap > 0) {
+      *th = tanh(s / cap);
+      s = cap * *th;
+    }
+    if (b) s += a[i * heads + h] - b[j * heads + h];
+    return sigmoid ? s - log_len : s;
+  }
+};
+
+/* Reads and checks the first seven inputs. */
+template <class real> static wf_status attend_read(const wf_call *call, attend_args<real> *g) {
+  const wf_attend_options *o = (const wf_attend_options *)call->attr; /* first in both attrs */
+  const wf_tensor *q = call->in[ATTEND_Q], *k = call->in[ATTEND_K], *v = call->in[ATTEND_V];
+  g->q = wf_cuda_ptr<real>(q), g->k = wf_cuda_ptr<real>(k), g->v = wf_cuda_ptr<real>(v);
+  g->a = wf_cuda_in<real>(call, ATTEND_A), g->b = wf_cuda_in<real>(call, ATTEND_B);
+  g->sink = wf_cuda_in<real>(call, ATTEND_SINK);
+  g->qs = q->stride[0], g->qh = q->stride[1];
+  g->ks = k->stride[0], g->kh = k->stride[1];
+  g->vs = v->stride[0], g->vh = v->stride[1];
+  g->span = wf_cuda_in<int64_t>(call, ATTEND_SPAN);
+  g->rows = call->in[ATTEND_SPAN]->shape[0];
+  g->n = q->shape[0], g->heads = q->shape[1], g->kdim = q->shape[2];
+  g->m = k->shape[0], g->kv_heads = k->shape[1], g->vdim = v->shape[2];
+  g->group = g->heads / g->kv_heads;
+  g->window = o->window;
+  g->scale = (real)o->scale, g->cap = (real)o->softcap;
+  g->sigmoid = o->kind == WF_ATTEND_SIGMOID;
+  g->log_len = g->sigmoid ? (real)log((double)o->len_bias) : (real)0;
+  const int64_t *span = g->span, n = g->n, m = g->m;
+  int64_t at, s[4];
+  WF_TRY(wf_cuda_first(
+      call, g->rows,
+      [=] __device__(int64_t r) {
+        const int64_t *w = span + 4 * r;
+        return w[0] < 0 || w[1] < 0 || w[0] > n - w[1] || w[2] < 0 || w[3] < 0 || w[2] > m - w[1] - w[3];
+      },
+      &at));
+  if (at < 0) return WF_OK;
+  WF_TRY(wf_device_read(wf_ctx_device(call->ctx), s, span + 4 * at, sizeof s));
+  return WF_FAIL(WF_EINVAL,
+                 "attend: row %lld has queries %lld + %lld of %lld and keys %lld + %lld + %lld of %lld",
+                 (long long)at, (long long)s[0], (long long)s[1], (long long)n, (long long)s[2],
+                 (long long)s[3], (long long)s[1], (long long)m);
+}
+
+#endif
