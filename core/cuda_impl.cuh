@@ -283,16 +283,15 @@ static inline wf_status wf_cuda_check_rows(const wf_call *call, const wf_tensor 
 /* Memory for the time of a call; later calls may have it while this one's kernels run, which the stream
  * orders. */
 struct wf_cuda_scratch {
-  wf_device *dev;
-  void *p;
-  size_t bytes;
+  wf_device *dev = NULL;
+  void *p = NULL;
+  size_t bytes = 0;
   ~wf_cuda_scratch() {
     if (p) wf_device_free(dev, "scratch", p, bytes);
   }
 };
 static inline wf_status wf_cuda_take(const wf_call *call, size_t bytes, wf_cuda_scratch *s) {
   s->dev = wf_ctx_device(call->ctx);
-  s->p = NULL;
   s->bytes = bytes;
   return wf_device_alloc(s->dev, "scratch", bytes, &s->p);
 }

@@ -135,7 +135,7 @@ WF_CUDA_KERNEL(attend_grad) {
     n++;
   }
   const int64_t n = g.a.n, m = g.a.m, heads = g.a.heads, kv_heads = g.a.kv_heads;
-  wf_cuda_scratch share = {NULL, NULL, 0};
+  wf_cuda_scratch share;
   if (g.sink.p) {
     WF_TRY(wf_cuda_take(call, (size_t)(n * heads) * sizeof(real), &share));
     g.share = (real *)share.p;

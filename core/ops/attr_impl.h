@@ -44,4 +44,15 @@ typedef struct halo_attr {
   int32_t want; /* of the gradient: bits 0 x, 1 state */
 } halo_attr;
 
+/* ---- scan ---- */
+
+typedef struct scan_attr {
+  wf_scan_options o;
+  int64_t lanes;
+  int32_t leaves; /* is there an output state */
+  int32_t want;   /* of the gradient: bits 0 q, 1 k, 2 v, 3 g, 4 state, 5 init */
+} scan_attr;
+
+enum { SCAN_Q, SCAN_K, SCAN_V, SCAN_G, SCAN_STATE, SCAN_INIT, SCAN_TABLE, SCAN_DO, SCAN_DSTATE };
+
 #endif

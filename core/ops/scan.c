@@ -18,16 +18,9 @@
  *            + e^{b_C} <S0, dS'>,   W = (Q K^T) . dP below the diagonal
  * Sums of what passes over step t, instead of a difference of two large sums: no digits cancel.
  */
+#include "core/ops/attr_impl.h"
 #include "core/ops/rows_impl.h"
 
-typedef struct scan_attr {
-  wf_scan_options o;
-  int64_t lanes;
-  int32_t leaves; /* is there an output state */
-  int32_t want;   /* of the gradient: bits 0 q, 1 k, 2 v, 3 g, 4 state, 5 init */
-} scan_attr;
-
-enum { SCAN_Q, SCAN_K, SCAN_V, SCAN_G, SCAN_STATE, SCAN_INIT, SCAN_TABLE, SCAN_DO, SCAN_DSTATE };
 enum { WANT_Q, WANT_K, WANT_V, WANT_G, WANT_STATE, WANT_INIT, WANTS };
 
 #ifdef WF_KERNEL_PASS
