@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "autograd/tape.h"
 #include "tests/core/op_trial.h"
 #include "tests/gpu.h"
 
@@ -163,6 +164,125 @@ START_TEST(bad_input) {
 }
 END_TEST
 
+/* ---- larger than the samples: several blocks of threads, of keys, of columns ---- */
+
+typedef struct expression {
+  const char *name;
+  int n_in;
+  struct {
+    int ndim;
+    int64_t shape[3];
+  } in[6];
+  wf_tensor *(*build)(wf_ctx *c, wf_tensor *const *in);
+} expression;
+
+static wf_rows *two_rows(wf_ctx *c, int64_t n) {
+  wf_row row[2] = {{.begin = 0, .len = n / 3}, {.begin = n / 3, .len = n - n / 3, .lane = 1}};
+  wf_rows *rows;
+  ck_assert_msg(wf_rows_create(c, 2, row, 2, &rows) == WF_OK, "%s", wf_error_message());
+  return rows;
+}
+
+static wf_tensor *build_attend(wf_ctx *c, wf_tensor *const *in) {
+  const int64_t span[] = {0, 450, 0, 100, 450, 150, 550, 0};
+  wf_attend_options o = {.scale = 0.2, .softcap = 5, .window = 300};
+  return wf_attend(c, in[0], in[1], in[2], wf_from_host(c, "test", WF_I64, WF_SHAPE(2, 4), span), in[3],
+                   in[4], in[5], &o);
+}
+static wf_tensor *build_sigmoid(wf_ctx *c, wf_tensor *const *in) {
+  const int64_t span[] = {0, 600, 0, 0};
+  wf_attend_options o = {.scale = 0.2, .kind = WF_ATTEND_SIGMOID, .len_bias = 600};
+  return wf_attend(c, in[0], in[1], in[2], wf_from_host(c, "test", WF_I64, WF_SHAPE(1, 4), span), NULL, NULL,
+                   NULL, &o);
+}
+static wf_tensor *build_norm(wf_ctx *c, wf_tensor *const *in) {
+  return wf_norm(c, WF_NORM_LAYER, in[0], in[1], in[2], 1e-5);
+}
+static wf_tensor *build_xent(wf_ctx *c, wf_tensor *const *in) {
+  int32_t label[64];
+  for (int i = 0; i < 64; i++) label[i] = i % 7 ? i * 15 : -1;
+  return wf_xent(c, in[0], wf_from_host(c, "test", WF_I32, WF_SHAPE(64), label), 1e-3);
+}
+static wf_tensor *build_embedding(wf_ctx *c, wf_tensor *const *in) {
+  int32_t id[700];
+  for (int i = 0; i < 700; i++) id[i] = i * i % 50;
+  return wf_embedding(c, in[0], wf_from_host(c, "test", WF_I32, WF_SHAPE(700), id));
+}
+static wf_tensor *build_linear(wf_ctx *c, wf_tensor *const *in) {
+  return wf_mul(c, wf_linear(c, in[0], in[1], in[2]), wf_sum(c, in[0], 1, true));
+}
+static wf_tensor *build_scan(wf_ctx *c, wf_tensor *const *in) {
+  wf_rows *rows = two_rows(c, 300);
+  wf_tensor *g = wf_affine(c, wf_softplus(c, in[3]), -0.1, 0);
+  wf_tensor *y =
+      wf_scan_scalar(c, in[0], in[1], in[2], g, NULL, in[4], rows, &(wf_scan_options){.scale = 0.3}, NULL);
+  wf_rows_free(rows);
+  return y;
+}
+static wf_tensor *build_conv(wf_ctx *c, wf_tensor *const *in) {
+  wf_rows *rows = two_rows(c, 300);
+  wf_tensor *y = wf_conv(c, in[0], in[1], in[2], NULL, rows, true, NULL);
+  wf_rows_free(rows);
+  return y;
+}
+
+static const expression expressions[] = {
+    {"attend",
+     6,
+     {{3, {600, 4, 40}}, {3, {700, 2, 40}}, {3, {700, 2, 300}}, {2, {600, 4}}, {2, {700, 4}}, {1, {4}}},
+     build_attend},
+    {"attend, sigmoid", 3, {{3, {600, 2, 24}}, {3, {600, 1, 24}}, {3, {600, 1, 20}}}, build_sigmoid},
+    {"norm", 3, {{2, {70, 1000}}, {1, {1000}}, {1, {1000}}}, build_norm},
+    {"xent", 1, {{2, {64, 1000}}}, build_xent},
+    {"embedding", 1, {{2, {50, 300}}}, build_embedding},
+    {"linear", 3, {{2, {300, 130}}, {2, {70, 130}}, {1, {70}}}, build_linear},
+    {"scan",
+     5,
+     {{3, {300, 2, 16}}, {3, {300, 2, 16}}, {3, {300, 2, 24}}, {2, {300, 2}}, {3, {2, 16, 24}}},
+     build_scan},
+    {"conv", 3, {{2, {300, 40}}, {3, {40, 1, 4}}, {1, {40}}}, build_conv},
+};
+
+/* The value and the gradient of each input, under a cotangent of generic numbers. */
+static result differentiate(wf_ctx *c, const expression *x, wf_dtype real) {
+  wf_scope scope = wf_scope_open(c);
+  wf_sample s = {.ctx = c, .real = real};
+  wf_tensor *in[6], *all[7];
+  wf_leaf leaf[6] = {{0}};
+  wf_tape *tape;
+  ck_assert(wf_tape_create(c, &tape) == WF_OK);
+  for (int i = 0; i < x->n_in; i++) {
+    in[i] = wf_sample_real(&s, x->in[i].ndim, x->in[i].shape);
+    all[1 + i] = leaf[i].grad = wf_zeros(c, "test", real, x->in[i].ndim, x->in[i].shape);
+    ck_assert_msg(wf_tape_watch(tape, in[i], &leaf[i]) == WF_OK, "%s", wf_error_message());
+  }
+  wf_tape_record(tape);
+  wf_tensor *y = all[0] = x->build(c, in);
+  wf_tape_pause(tape);
+  ck_assert_msg(wf_ctx_check(c) == WF_OK, "%s: %s", x->name, wf_error_message());
+  wf_tensor *dy = wf_sample_real(&s, y->ndim, y->shape);
+  ck_assert_msg(wf_backward(tape, 1, &y, &dy) == WF_OK, "%s: %s", x->name, wf_error_message());
+  wf_tape_free(tape);
+  result r = outputs(c, x->name, 0, 1 + x->n_in, all);
+  wf_scope_close(c, scope);
+  return r;
+}
+
+START_TEST(larger) {
+  const expression *x = &expressions[_i];
+  result exact = differentiate(on_cpu, x, WF_F64), there = differentiate(on_gpu, x, WF_F32);
+  for (int i = 0; i < exact.n; i++) {
+    wf_error e = wf_compare(exact.size[i], there.value[i], exact.value[i]);
+    printf("%s, %s %d: err2 %.1e\n", x->name, i ? "gradient" : "value", i ? i - 1 : 0, e.err2);
+    ck_assert_msg(e.err2 <= 1e-5 && e.errmax <= 1e-4,
+                  "%s, %d: err2 %.2e, errmax %.2e at %lld: %.9g, not %.9g", x->name, i, e.err2, e.errmax,
+                  (long long)e.worst, there.value[i][e.worst], exact.value[i][e.worst]);
+  }
+  drop(&exact);
+  drop(&there);
+}
+END_TEST
+
 static Suite *suite(void) {
   Suite *s = suite_create("cuda");
   TCase *t = tcase_create("ops");
@@ -173,6 +293,7 @@ static Suite *suite(void) {
   tcase_add_test(t, cache_gradient_is_taken_out);
   tcase_add_test(t, products);
   tcase_add_test(t, bad_input);
+  tcase_add_loop_test(t, larger, 0, sizeof expressions / sizeof *expressions);
   suite_add_tcase(s, t);
   return s;
 }
