@@ -16,15 +16,17 @@
 enum { STEPS = 50, VOCAB = 256, MAX_TOKENS = 2048 };
 
 /* Sequences of step `step`: their ids, and as labels the ids that follow. */
-static void fill(wf_tokens *t, int step) {
+static void fill(int64_t seqs, int64_t len, int step, int32_t *ids, int32_t *labels) {
   wf_rng_key key = wf_rng_key_make(11, "test", "tokens");
-  for (int64_t r = 0; r < t->n_rows; r++) {
+  for (int64_t r = 0; r < seqs; r++) {
     int32_t id = 0;
-    for (int64_t i = -1; i < t->row[r].len; i++) {
-      uint64_t draw = (uint64_t)(((int64_t)step * t->n_rows + r) * 4096 + i + 1);
+    for (int64_t i = -1; i < len; i++) {
+      uint64_t draw = (uint64_t)(((int64_t)step * seqs + r) * 4096 + i + 1);
       int32_t next = i & 1 ? (id * 37 + 11) % VOCAB : (int32_t)wf_rng_below(key, draw, 64);
-      int64_t at = t->row[r].begin + i;
-      if (i >= 0) t->ids[at] = id, t->labels[at] = next;
+      if (i >= 0) {
+        ids[r * len + i] = id;
+        labels[r * len + i] = next;
+      }
       id = next;
     }
   }
@@ -62,7 +64,7 @@ static void train(const trial *tr, const char *device, double *losses) {
   for (int64_t r = 0; r < tr->seqs; r++)
     row[r] = (wf_row){.begin = r * tr->len, .len = tr->len, .lane = r, .seq = r};
   for (int step = 0; step < tr->steps; step++) {
-    fill(&t, step);
+    fill(tr->seqs, tr->len, step, ids, labels);
     wf_step s = {.stream = tr->stream ? atoi(tr->stream) : 0, .train = true, .seed = 3, .step = step};
     wf_params_reset(wf_model_params(m));
     wf_params_hold(wf_model_params(m));
