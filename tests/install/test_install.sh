@@ -37,6 +37,10 @@ cp -r "$source/examples/custom_op" "$prefix/custom_op"
 cd "$prefix/custom_op"
 "$cc" -std=gnu17 -Wall -Wextra -Werror custom_op.c "${flags[@]}" "${cflags[@]}" "${libs[@]}" -o one_line
 ./one_line
+./one_line layers squareplus | grep -q 'how round' # the program knows the layer
+sed 's/type: swiglu, width: 448/type: squareplus, b: 0.5/' "$source/experiments/configs/quickstart.yaml" >own.yaml
+grep -q squareplus own.yaml
+./one_line config check own.yaml
 
 CC=$cc CFLAGS="${flags[*]}" cmake -S . -B build >/dev/null
 cmake --build build >/dev/null
