@@ -181,7 +181,7 @@ train() {
   $BUILD/weft train experiments/configs/quickstart.yaml --set run.dir="$run" --set data.store=$STORE
   say
   say "a sample:"
-  $BUILD/weft generate "$run" --prompt "The " --tokens 400 --seed 1
+  $BUILD/weft generate "$run" --prompt "The " --echo --tokens 400 --temperature 0.8 --seed 1
   say
   say "the run lies in $run (metrics.jsonl, checkpoints); all in all $SECONDS s"
 }

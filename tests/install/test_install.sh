@@ -4,7 +4,7 @@
 # as C++ where there is a C++ compiler; no private header is there; examples/custom_op builds with one line of
 # pkg-config, and with its CMakeLists.txt, and runs; the installed program runs.
 set -euo pipefail
-build=$1 source=$2 cc=$3
+build=$(realpath "$1") source=$(realpath "$2") cc=$3
 shift 3
 flags=("$@")
 
