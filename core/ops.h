@@ -27,6 +27,10 @@ wf_tensor *wf_transpose(wf_ctx *c, wf_tensor *x, int a, int b);
 wf_tensor *wf_slice(wf_ctx *c, wf_tensor *x, int dim, int64_t begin, int64_t end);
 wf_tensor *wf_expand(wf_ctx *c, wf_tensor *x, int ndim, const int64_t *shape); /* broadcast view */
 
+/* ---- concat.c ---- */
+/* n >= 1 tensors [m_i, ...] of equal trailing shape, one after the other -> [sum of m_i, ...]. */
+wf_tensor *wf_concat(wf_ctx *c, int n, wf_tensor *const *x);
+
 /* ---- binary.c: with numpy's broadcasting ---- */
 wf_tensor *wf_add(wf_ctx *c, wf_tensor *a, wf_tensor *b);
 wf_tensor *wf_sub(wf_ctx *c, wf_tensor *a, wf_tensor *b);

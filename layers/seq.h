@@ -56,8 +56,8 @@ wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor 
 typedef wf_status (*wf_seq_step)(wf_ctx *c, const void *self, wf_tensor *x, int n_state,
                                  wf_tensor *const *state, wf_tensor **y, wf_tensor **next);
 /* Runs `step` token by token over all rows at once (rows still alive at token t form the batch); fresh rows
- * start from init[i] (no lane dimension) or zero where NULL. slots[n_state] are plain wf_build_state slots.
- */
+ * start from init[i], learned or zero, in the shape of slots[i] (fixed slots of wf_build_state). n_state
+ * <= 8. */
 wf_tensor *wf_seq_serial(wf_run *r, const int *slots, int n_state, wf_tensor *const *init, wf_tensor *x,
                          wf_seq_step step, const void *self);
 
