@@ -139,7 +139,8 @@ WF_KERNEL(linear) {
       }
     }
   for (int i = 0; i < n;) {
-    const wf_tensor *w = call->in[1 + i];
+    const wf_tensor *w = wf_as_matrix(c, call->in[1 + i]);
+    if (wf_is_poison(w)) return c->status;
     int64_t out = w->shape[0], ldw = row_stride(w), ldy = row_stride(y[i]);
     int j = i + 1;
     for (; j < n; j++) { /* adjacent weights with adjacent results are one product */

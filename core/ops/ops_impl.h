@@ -38,7 +38,7 @@ wf_tensor *wf_expand_raw(wf_tensor *x, int ndim, const int64_t *shape);
 wf_status wf_copy_into(wf_ctx *c, wf_tensor *from, wf_tensor *to, bool add);
 /* view.c: every element 0, any strides. */
 wf_status wf_zero_raw(wf_ctx *c, wf_tensor *t);
-/* view.c: x [..., d] as [rows, d] where its leading dimensions have one stride, else a copy. */
+/* view.c: x [..., d] as [rows, d] where its leading dimensions have one stride of at least d, else a copy. */
 wf_tensor *wf_as_matrix(wf_ctx *c, wf_tensor *x);
 
 #ifdef __cplusplus

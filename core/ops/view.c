@@ -77,7 +77,8 @@ wf_status wf_zero_raw(wf_ctx *c, wf_tensor *t) {
 wf_tensor *wf_as_matrix(wf_ctx *c, wf_tensor *x) {
   int64_t shape[2] = {wf_outer(x), wf_inner(x)};
   wf_tensor *m = wf_is_poison(x) ? x : wf_reshape_raw(x, 2, shape);
-  if (m && (m->stride[1] == 1 || shape[1] <= 1)) return m;
+  bool apart = m && (m->stride[0] >= shape[1] || shape[0] <= 1); /* rows that do not overlap */
+  if (apart && (m->stride[1] == 1 || shape[1] <= 1)) return m;
   m = wf_contiguous_raw(c, x);
   return wf_is_poison(m) ? m : wf_view_raw(m, 2, shape, NULL, 0);
 }

@@ -254,6 +254,12 @@ START_TEST(large_products) {
     }
     wf_scope_close(ctx, s);
   }
+  /* rows and weights that repeat themselves, which BLAS cannot read */
+  wf_tensor *row = numbers(WF_F64, WF_SHAPE(1, 131), "x"), *many = wf_expand(ctx, row, WF_SHAPE(9, 131));
+  wf_tensor *one = wf_linear(ctx, row, all, NULL);
+  expect_same("repeated rows", wf_linear(ctx, many, all, NULL), wf_expand(ctx, one, WF_SHAPE(9, 201)), 1e-13);
+  wf_tensor *same = wf_linear(ctx, numbers(WF_F64, WF_SHAPE(9, 131), "y"), many, NULL);
+  expect_same("repeated weights", same, wf_expand(ctx, wf_slice(ctx, same, 1, 3, 4), WF_SHAPE(9, 9)), 1e-13);
   wf_tensor *p = numbers(WF_F64, WF_SHAPE(20, 17, 9), "p"), *q = numbers(WF_F64, WF_SHAPE(20, 9, 11), "q");
   wf_tensor *r = wf_matmul(ctx, p, q);
   for (int64_t i = 0; i < 20; i++)
