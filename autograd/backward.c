@@ -21,9 +21,9 @@ static wf_status copy_into(wf_ctx *c, wf_tensor *src, wf_tensor *dst, bool add) 
   return wf_op_run(c, &wf_op_copy, 1, &src, NULL, 1, &dst, add);
 }
 
-/* A leaf's gradient may have another shape of the same size than the tensor that the op saw. */
+/* The op may have seen the variable under another name, of another shape (wf_same_variable). */
 static wf_tensor *shaped_like(wf_tensor *g, const wf_tensor *like) {
-  return wf_same_shape(g, like) ? g : wf_view_raw(g, like->ndim, like->shape, NULL, 0);
+  return wf_same_shape(g, like) ? g : wf_tape_reshaped(g, like->ndim, like->shape);
 }
 
 static const wf_node *joined_maker(const wf_tape *t, const wf_var *v) {
@@ -66,9 +66,9 @@ static wf_status place(wf_tape *t, wf_var *v, const wf_tensor *like, target *to)
     wf_drop(v->grad);
     v->grad = wf_keep(own);
   }
-  to->dest = v->grad;
+  to->dest = shaped_like(v->grad, like);
   to->add = v->has;
-  return WF_OK;
+  return wf_is_poison(to->dest) ? wf_ctx_check(c) : WF_OK;
 }
 
 static void mark(wf_var *v) {
@@ -83,7 +83,7 @@ static wf_status try_alias(wf_tape *t, const wf_vjp *g, int i, wf_var *v, bool *
   if (!a) return WF_OK;
   if (wf_is_poison(a)) return wf_ctx_check(t->ctx);
   if (!wf_same_shape(a, g->in[i])) return WF_OK; /* broadcast: needs a reduction */
-  if (!v->leaf && !v->grad && !joined_maker(t, v)) {
+  if (!v->leaf && !v->grad && !joined_maker(t, v) && wf_same_shape(a, v->meta)) {
     v->grad = wf_keep(a);
   } else {
     target to = {0};
@@ -139,7 +139,8 @@ static wf_status node_backward(wf_tape *t, wf_node *n) {
     if (v->leaf)
       dout[i] = v->leaf->written ? shaped_like(v->leaf->grad, n->out[i]) : NULL; /* in place */
     else if (v->has)
-      dout[i] = v->grad;
+      dout[i] = shaped_like(v->grad, n->out[i]);
+    if (dout[i] && wf_is_poison(dout[i])) return wf_ctx_check(t->ctx);
     any |= dout[i] != NULL;
   }
   if (!any) return WF_OK;
@@ -172,7 +173,7 @@ static wf_status seed(wf_tape *t, wf_tensor *root, wf_tensor *cot) {
   }
   if (!cot) cot = wf_affine(c, wf_zeros(c, "gradient", root->dtype, root->ndim, root->shape), 1, 1);
   if (wf_is_poison(cot)) return wf_ctx_check(c);
-  if (!v->leaf && !v->grad && !joined_maker(t, v)) {
+  if (!v->leaf && !v->grad && !joined_maker(t, v) && wf_same_shape(cot, v->meta)) {
     v->grad = wf_keep(cot);
   } else {
     target to = {0};

@@ -106,11 +106,27 @@ wf_status wf_tape_watch(wf_tape *t, wf_tensor *x, wf_leaf *leaf) {
   return WF_OK;
 }
 
+static bool divides_last(const wf_tensor *x, int ndim, const int64_t *shape) {
+  if (ndim != x->ndim + 1 || ndim < 2 || shape[ndim - 2] * shape[ndim - 1] != x->shape[ndim - 2])
+    return false;
+  return memcmp(shape, x->shape, (size_t)(ndim - 2) * sizeof *shape) == 0;
+}
+
+wf_tensor *wf_tape_reshaped(wf_tensor *x, int ndim, const int64_t *shape) {
+  if (divides_last(x, ndim, shape)) {
+    int64_t stride[WF_MAX_DIMS];
+    memcpy(stride, x->stride, sizeof stride);
+    stride[ndim - 1] = x->stride[ndim - 2];
+    stride[ndim - 2] = x->stride[ndim - 2] * shape[ndim - 1];
+    return wf_view_raw(x, ndim, shape, stride, 0);
+  }
+  if (wf_is_contiguous(x)) return wf_view_raw(x, ndim, shape, NULL, 0);
+  return wf_poison(x->ctx, WF_FAIL(WF_ESHAPE, "another shape of one variable needs a contiguous tensor"));
+}
+
 wf_tensor *wf_same_variable(wf_tensor *x, int ndim, const int64_t *shape) {
   if (wf_is_poison(x)) return x;
-  if (!wf_is_contiguous(x))
-    return wf_poison(x->ctx, WF_FAIL(WF_ESHAPE, "another shape of one variable needs a contiguous tensor"));
-  wf_tensor *v = wf_view_raw(x, ndim, shape, NULL, 0);
+  wf_tensor *v = wf_tape_reshaped(x, ndim, shape);
   if (wf_is_poison(v)) return v;
   v->var = x->var;
   v->tape = x->tape;

@@ -52,8 +52,9 @@ wf_tape *wf_tape_of(wf_ctx *c);  /* the tape that records in this context, or NU
 wf_status wf_tape_watch(wf_tape *t, wf_tensor *x, wf_leaf *leaf);
 bool wf_tape_knows(const wf_tape *t, const wf_tensor *x); /* is x a variable of the tape? */
 
-/* Another name for the same variable with another shape of as many elements; `x` must be contiguous. Unlike
- * wf_reshape it is not a node: a cache and its flat view share one gradient. */
+/* Another name for the same variable with another shape of as many elements: `x` is contiguous, or only its
+ * last dimension is divided in two (heads). Unlike wf_reshape it is not a node: both names share one
+ * gradient, so that of a projection's heads is written where the projection's own belongs. */
 wf_tensor *wf_same_variable(wf_tensor *x, int ndim, const int64_t *shape);
 
 /* Differentiate sum_i <cotangents[i], roots[i]> and consume the tape. A NULL cotangent (or NULL array) stands

@@ -43,6 +43,10 @@ struct wf_tape {
   wf_recorder before;
 };
 
+/* `x` seen in another shape, as wf_same_variable() allows; no variable. Poison where strides do not permit.
+ */
+wf_tensor *wf_tape_reshaped(wf_tensor *x, int ndim, const int64_t *shape);
+
 /* A node with room for n_in and n_out tensors, which node_in and node_out then fill one by one; it joins the
  * tape with wf_tape_push. */
 wf_status wf_tape_new_node(wf_tape *t, int n_in, int n_out, wf_node **out);

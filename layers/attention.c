@@ -102,7 +102,8 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
 /* [n, heads K] -> [n, heads, K], normed and turned. */
 static wf_tensor *shaped(wf_run *r, const attention *a, wf_tensor *x, int64_t heads, const wf_param *norm,
                          bool turn) {
-  x = wf_reshape(r->c, x, WF_SHAPE(-1, heads, a->K));
+  if (wf_is_poison(x)) return x;
+  x = wf_same_variable(x, WF_SHAPE(x->shape[0], heads, a->K));
   if (norm) x = wf_norm(r->c, WF_NORM_RMS, x, wf_value(norm), NULL, a->eps);
   if (turn && a->rotary) x = wf_rotary(r->c, x, r->rows->pos, a->o.rope_base, a->rotary);
   return x;

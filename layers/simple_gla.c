@@ -82,7 +82,8 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   wf_linear_n(c, x, 4, w, NULL, y);
   for (int i = 0; i < 3; i++) {
     if (g->conv) y[i] = wf_seq_conv(r, g->conv_slot[i], y[i], wf_value(g->taps[i]), NULL, true);
-    y[i] = wf_reshape(c, y[i], WF_SHAPE(-1, g->H, i < 2 ? g->K : g->V));
+    if (wf_is_poison(y[i])) return y[i];
+    y[i] = wf_same_variable(y[i], WF_SHAPE(y[i]->shape[0], g->H, i < 2 ? g->K : g->V));
   }
   wf_tensor *log_decay = wf_affine(
       c, wf_logsigmoid(c, wf_linear(c, x, wf_value(g->decay), wf_value(g->decay_bias))), 1 / g->gate_norm, 0);
