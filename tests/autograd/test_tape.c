@@ -257,8 +257,8 @@ START_TEST(recomputed_functions_may_not_reach_other_variables) {
 }
 END_TEST
 
-/* The n-th allocation fails, for every n: an error, or success where the device's cache could be emptied instead;
- * nothing leaks. */
+/* The n-th allocation fails, for every n: an error, or success where the device's cache could be emptied
+ * instead; nothing leaks. */
 START_TEST(allocation_failures_are_reported) {
   wf_scope s = wf_scope_open(c);
   wf_tensor *x = numbers(WF_SHAPE(6, 4), 1), *w = numbers(WF_SHAPE(4, 4), 2);
