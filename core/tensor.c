@@ -261,11 +261,17 @@ bool wf_same_shape(const wf_tensor *a, const wf_tensor *b) {
   return a->ndim == b->ndim && memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof *a->shape) == 0;
 }
 
-const char *wf_shape_text(const wf_tensor *t, char buf[96]) {
+const char *wf_dims_text(int ndim, const int64_t *shape, char buf[96]) {
   int n = snprintf(buf, 96, "[");
-  for (int i = 0; i < t->ndim && n < 96; i++)
-    n += snprintf(buf + n, (size_t)(96 - n), i ? ", %lld" : "%lld", (long long)t->shape[i]);
-  if (n < 96) snprintf(buf + n, (size_t)(96 - n), "] %s", wf_dtype_name(t->dtype));
+  for (int i = 0; i < ndim && n < 96; i++)
+    n += snprintf(buf + n, (size_t)(96 - n), i ? ", %lld" : "%lld", (long long)shape[i]);
+  if (n < 96) snprintf(buf + n, (size_t)(96 - n), "]");
+  return buf;
+}
+
+const char *wf_shape_text(const wf_tensor *t, char buf[96]) {
+  size_t n = strlen(wf_dims_text(t->ndim, t->shape, buf));
+  snprintf(buf + n, 96 - n, " %s", wf_dtype_name(t->dtype));
   return buf;
 }
 

@@ -103,7 +103,8 @@ wf_tensor *wf_tensor_meta(wf_ctx *c, const wf_tensor *t);
 int64_t wf_numel(const wf_tensor *t);
 bool wf_is_contiguous(const wf_tensor *t);
 bool wf_same_shape(const wf_tensor *a, const wf_tensor *b);
-const char *wf_shape_text(const wf_tensor *t, char buf[96]); /* "[768, 128] f32" */
+const char *wf_dims_text(int ndim, const int64_t *shape, char buf[96]); /* "[768, 128]" */
+const char *wf_shape_text(const wf_tensor *t, char buf[96]);            /* "[768, 128] f32" */
 
 /* Copy to host memory, contiguous, same dtype (synchronises). */
 wf_status wf_to_host(const wf_tensor *t, void *out);

@@ -223,7 +223,13 @@ static wf_status read_facts(const wf_h5_file *f, wf_checkpoint_info *out) {
 }
 
 static wf_status read_info(const wf_h5_file *f, wf_checkpoint_info *out) {
+  static const char embedding[] = "params/embedding.weight";
+  const wf_h5_info *o;
   const char *optimizer;
+  if (wf_h5_has(f, embedding)) {
+    WF_TRY(wf_h5_find(f, embedding, &o));
+    out->vocab = o->ndim > 0 ? o->shape[0] : 0;
+  }
   WF_TRY(read_facts(f, out));
   WF_TRY(read_bytes(f, "config", &out->config, &out->config_size));
   if (wf_h5_has(f, "tokenizer")) WF_TRY(read_bytes(f, "tokenizer", &out->tokenizer, &out->tokenizer_size));
@@ -259,15 +265,6 @@ typedef struct loading {
   void *raw, *converted;
 } loading;
 
-/* A shape of `ndim` sizes: "[2, 3]". */
-static const char *shape_text(int ndim, const int64_t *shape, char out[128]) {
-  size_t n = (size_t)snprintf(out, 128, "[");
-  for (int i = 0; i < ndim && n < 120; i++)
-    n += (size_t)snprintf(out + n, 128 - n, "%s%lld", i ? ", " : "", (long long)shape[i]);
-  if (n < 127) snprintf(out + n, 128 - n, "]");
-  return out;
-}
-
 static wf_status other_model(wf_status s) {
   return wf_error_hint()[0] ? s
                             : wf_hint(s, "the model must be the one that the checkpoint's config describes");
@@ -276,7 +273,7 @@ static wf_status other_model(wf_status s) {
 static wf_status check_tensor(void *arg, const char *name, wf_tensor *t) {
   loading *l = arg;
   const wf_h5_info *o;
-  char has[128], wants[128];
+  char has[96], wants[96];
   wf_status s = wf_h5_find(l->f, name, &o);
   if (s != WF_OK) return other_model(s);
   if (o->dtype != WF_F32 && o->dtype != WF_F64)
@@ -284,7 +281,7 @@ static wf_status check_tensor(void *arg, const char *name, wf_tensor *t) {
                    wf_dtype_name(o->dtype));
   if (o->ndim != t->ndim || (t->ndim && memcmp(o->shape, t->shape, (size_t)t->ndim * sizeof *t->shape) != 0))
     return other_model(WF_FAIL(WF_ESHAPE, "%s: %s is %s, the model has %s", wf_h5_path(l->f), name,
-                               shape_text(o->ndim, o->shape, has), shape_text(t->ndim, t->shape, wants)));
+                               wf_dims_text(o->ndim, o->shape, has), wf_dims_text(t->ndim, t->shape, wants)));
   WF_TRY(wf_grow(TAG, (void **)&l->found, sizeof *l->found, l->n, &l->cap));
   l->found[l->n++] = o;
   return WF_OK;

@@ -44,6 +44,7 @@ typedef struct wf_checkpoint_info {
   char *optimizer; /* its type, or NULL */
   int64_t step, tokens, cursor;
   uint64_t seed;
+  int64_t vocab; /* rows of the embedding; 0 where there is none */
 } wf_checkpoint_info;
 
 /* Write `path`. Errors leave what stood there before, and no temporary file. */

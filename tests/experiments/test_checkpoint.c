@@ -240,6 +240,7 @@ START_TEST(facts) {
   ck_assert_uint_eq(info.tokenizer_size, 13);
   ck_assert(memcmp(info.tokenizer, "blob\0of bytes", 13) == 0);
   ck_assert_str_eq(info.optimizer, "adamw");
+  ck_assert_int_eq(info.vocab, 5);
   ck_assert(info.step == 4 && info.tokens == 400 && info.cursor == 12 && info.seed == UINT64_MAX - 5);
   wf_checkpoint_info_free(&info);
 
