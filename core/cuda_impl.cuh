@@ -199,14 +199,15 @@ struct wf_cuda_dims {
     return offset;
   }
 };
+static inline wf_cuda_dims wf_cuda_dims_make(int nd, const int64_t *shape, const int64_t *stride) {
+  wf_cuda_dims at = {nd, {0}, {0}};
+  for (int d = 0; d < nd; d++) at.shape[d] = shape[d], at.stride[d] = stride[d];
+  return at;
+}
 /* Dimensions from .. to-1; none for an absent tensor. */
 static inline wf_cuda_dims wf_cuda_dims_of(const wf_tensor *t, int from, int to) {
-  wf_cuda_dims at = {0, {0}, {0}};
-  for (int d = from; t && d < to; d++) {
-    at.shape[at.nd] = t->shape[d];
-    at.stride[at.nd++] = t->stride[d];
-  }
-  return at;
+  return t ? wf_cuda_dims_make(to - from, t->shape + from, t->stride + from)
+           : wf_cuda_dims_make(0, NULL, NULL);
 }
 /* Where each row of the last dimension begins. */
 static inline wf_cuda_dims wf_cuda_leading(const wf_tensor *t) {

@@ -401,6 +401,16 @@ START_TEST(refusals) {
 }
 END_TEST
 
+#ifndef WEFT_CUDA
+START_TEST(no_cuda) {
+  wf_device *gpu;
+  ck_assert_int_eq(wf_device_open(WF_CUDA, 0, &gpu), WF_EUNSUPPORTED);
+  ck_assert_msg(strstr(wf_error_message(), "built without CUDA"), "%s", wf_error_message());
+  ck_assert_msg(strstr(wf_error_hint(), "WEFT_CUDA=ON"), "%s", wf_error_hint());
+}
+END_TEST
+#endif
+
 static Suite *ops_suite(void) {
   Suite *s = suite_create("ops");
   TCase *t = tcase_create("table");
@@ -423,6 +433,9 @@ static Suite *ops_suite(void) {
   tcase_add_test(t, large_embedding);
   tcase_add_test(t, loss_in_place);
   tcase_add_test(t, refusals);
+#ifndef WEFT_CUDA
+  tcase_add_test(t, no_cuda);
+#endif
   suite_add_tcase(s, t);
   return s;
 }
