@@ -8,6 +8,7 @@
 #include "core/ops.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 static wf_device *dev;
