@@ -18,6 +18,7 @@ WF_KERNEL(concat) {
 #else
 
 WF_CPU(concat)
+WF_CUDA_DECLARE(concat)
 
 static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
   (void)n_out;
@@ -67,6 +68,7 @@ const wf_op wf_op_concat = {
     .vjp = vjp,
     .vjp_alias = vjp_alias,
     .cpu = &concat_cpu,
+    .cuda = WF_CUDA_FN(concat),
     .sample = sample,
     .n_samples = 2,
 };

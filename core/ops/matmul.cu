@@ -80,7 +80,8 @@ WF_CUDA_KERNEL(linear) {
   const int64_t rows = x->shape[0], d = x->shape[1];
   const wf_cuda_matrix mx = {wf_data(x), false, row_stride(x), 0};
   for (int i = 0; i < call->n_out; i++) {
-    const wf_tensor *w = call->in[1 + i];
+    wf_tensor *w = wf_as_matrix(call->ctx, call->in[1 + i]); /* overlapping rows are copied */
+    if (wf_is_poison(w)) return call->ctx->status;
     const int64_t shape[2] = {rows, w->shape[0]};
     wf_tensor *y = wf_reshape_raw(call->out[i], 2, shape);
     if (!y) return WF_FAIL(WF_EINTERNAL, "a projection's destination is not a matrix");
