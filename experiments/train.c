@@ -7,6 +7,7 @@
 #include "data/loader.h"
 #include "experiments/assemble.h"
 #include "experiments/checkpoint.h"
+#include "experiments/convert.h"
 #include "experiments/evaluate.h"
 #include "experiments/human.h"
 #include "experiments/metrics.h"
@@ -124,7 +125,7 @@ static wf_status open_model(run *r) {
   WF_TRY(wf_store_open(cfg->data.store, &r->store));
   WF_TRY(wf_assemble_model(r->c, cfg, wf_store_vocab(r->store), &r->model));
   WF_TRY(wf_params_init(wf_model_params(r->model), (uint64_t)cfg->run.seed));
-  if (cfg->train.init) WF_TRY(wf_checkpoint_load_params(cfg->train.init, wf_model_params(r->model), false));
+  if (cfg->train.init) WF_TRY(wf_load_weights(cfg->train.init, cfg, wf_model_params(r->model)));
   WF_TRY(wf_groups_of(r->model, &r->groups));
   WF_TRY(wf_assemble_optimizer(r->c, cfg, &r->groups, &r->optimizer));
   if (cfg->train.ema > 0) {

@@ -12,7 +12,9 @@
 #include "core/h5.h"
 #include "core/memory.h"
 #include "core/rng.h"
+#include "experiments/assemble.h"
 #include "experiments/checkpoint.h"
+#include "layers/stream.h"
 #include "tests/check_main.h"
 #include "tests/temp_dir.h"
 
@@ -600,11 +602,117 @@ START_TEST(allocation_failures) {
 }
 END_TEST
 
+/* ---- a model ---- */
+
+enum { LANES = 3, LENGTH = 12, TOKENS = LANES * LENGTH };
+
+/* Every kind of state there is: keys and values, a window, a recurrence, a convolution; dropout draws by
+ * step. */
+static const char model_config[] =
+    "data: {store: none.h5, seq_len: 12}\n"
+    "model: {d_model: 16, vocab: 23, dropout: 0.1, tie_embeddings: false, blocks: ["
+    "{mixer: {type: simple_gla, heads: 2}, mlp: {type: gelu}}, "
+    "{mixer: {type: attention, heads: 4, kv_heads: 2, window: 5}, mlp: {type: swiglu, width: 24}}]}\n"
+    "train: {steps: 20, batch_tokens: 36, optimizer: {type: %s, lr: 1.0e-2}}\n";
+
+typedef struct trained {
+  wf_config cfg;
+  wf_model *m;
+  wf_groups groups;
+  wf_optimizer *optimizer;
+  wf_state *state;
+} trained;
+
+static void make_trained(trained *r, const char *optimizer, int64_t init) {
+  char yaml[1024];
+  snprintf(yaml, sizeof yaml, model_config, optimizer);
+  *r = (trained){0};
+  OK(wf_config_parse(&r->cfg, "test.yaml", yaml, strlen(yaml), NULL, 0, wf_types));
+  OK(wf_assemble_model(ctx, &r->cfg, 23, &r->m));
+  OK(wf_params_init(wf_model_params(r->m), (uint64_t)init));
+  OK(wf_groups_of(r->m, &r->groups));
+  OK(wf_assemble_optimizer(ctx, &r->cfg, &r->groups, &r->optimizer));
+  OK(wf_state_create(ctx, wf_model_state_spec(r->m), WF_F32, LANES, 0, false, &r->state));
+}
+
+static void free_trained(trained *r) {
+  wf_state_free(r->state);
+  wf_optimizer_free(r->optimizer);
+  wf_groups_free(&r->groups);
+  wf_model_free(r->m);
+  wf_config_free(&r->cfg);
+}
+
+/* One step on tokens that continue those of the step before. */
+static void train_step(trained *r, int64_t t) {
+  int32_t ids[TOKENS], labels[TOKENS];
+  wf_row row[LANES];
+  double loss;
+  for (int i = 0; i < TOKENS; i++) {
+    ids[i] = (int32_t)(wf_rng_uniform(wf_rng_key_make(1, "ids", ""), (uint64_t)(t * TOKENS + i)) * 23);
+    labels[i] = (ids[i] * 5 + 1) % 23;
+  }
+  for (int i = 0; i < LANES; i++)
+    row[i] = (wf_row){.begin = i * LENGTH,
+                      .len = LENGTH,
+                      .pos = t * LENGTH,
+                      .lane = i,
+                      .place = t * LENGTH,
+                      .flags = WF_ROW_LEAVES | (t ? WF_ROW_TAKES : 0),
+                      .seq = i};
+  wf_tokens tokens = {LANES, LANES, TOKENS, row, ids, labels};
+  wf_step step = {.stream = 7, .train = true, .seed = 3, .step = t, .state = r->state};
+  wf_params *ps = wf_model_params(r->m);
+  wf_params_reset(ps);
+  wf_params_hold(ps);
+  OK(wf_step_gradient(r->m, &step, &tokens, 1.0 / TOKENS, true, &loss));
+  OK(wf_optimizer_step(r->optimizer, 1, 1));
+}
+
+static void save_trained(trained *r, const char *path, int64_t t) {
+  wf_snapshot s = {.params = wf_model_params(r->m), .optimizer = r->optimizer, .state = r->state, .step = t};
+  OK(wf_checkpoint_save(path, &s, config, NULL, 0));
+}
+
+/* Save, 10 steps, reload, 10 steps: the same bytes. */
+START_TEST(resume) {
+  static const char *const optimizers[] = {"adamw", "muon"};
+  trained a, b;
+  make_trained(&a, optimizers[_i], 1);
+  for (int64_t t = 0; t < 10; t++) train_step(&a, t);
+  save_trained(&a, temp_path("a.h5"), 10);
+  for (int64_t t = 10; t < 20; t++) train_step(&a, t);
+  save_trained(&a, temp_path("through.h5"), 20);
+
+  make_trained(&b, optimizers[_i], 2);
+  wf_snapshot s = {.params = wf_model_params(b.m), .optimizer = b.optimizer, .state = b.state};
+  OK(wf_checkpoint_load(temp_path("a.h5"), &s));
+  ck_assert_int_eq(s.step, 10);
+  ck_assert_int_eq(b.state->position[0], 10 * LENGTH);
+  for (int64_t t = 10; t < 20; t++) train_step(&b, t);
+  save_trained(&b, temp_path("resumed.h5"), 20);
+  assert_same_file(temp_path("through.h5"), temp_path("resumed.h5"));
+
+  OK(wf_state_reset(b.state)); /* and the carried state does matter */
+  OK(wf_checkpoint_load(temp_path("a.h5"), &(wf_snapshot){.params = s.params, .optimizer = s.optimizer}));
+  for (int64_t t = 10; t < 20; t++) train_step(&b, t);
+  save_trained(&b, temp_path("resumed.h5"), 20);
+  int64_t n, m;
+  char *x = slurp(temp_path("through.h5"), &n), *y = slurp(temp_path("resumed.h5"), &m);
+  ck_assert(n != m || memcmp(x, y, (size_t)n) != 0);
+  wf_free(x);
+  wf_free(y);
+  free_trained(&a);
+  free_trained(&b);
+}
+END_TEST
+
 static Suite *checkpoint_suite(void) {
   Suite *s = suite_create("checkpoint");
   TCase *c = tcase_create("checkpoint");
   tcase_add_checked_fixture(c, set_up, tear_down);
   tcase_add_loop_test(c, round_trip, 0, 3);
+  tcase_add_loop_test(c, resume, 0, 2);
   tcase_add_test(c, facts);
   tcase_add_test(c, weights);
   tcase_add_test(c, misfits);
