@@ -155,9 +155,19 @@ static wf_status open_loader(run *r) {
   return wf_loader_open(source, &lo, &r->loader);
 }
 
+/* What this program cannot honour is an error, never ignored. */
+static wf_status check_parallel(const wf_config *cfg) {
+  const wf_config_parallel *p = &cfg->parallel;
+  if (p->sequence <= 1 && (p->data == WF_AUTO_I64 || p->data == 1)) return WF_OK;
+  return wf_hint(WF_FAIL(WF_EUNSUPPORTED, "parallel: %lld x %lld ranks asked for; this weft trains on one",
+                         (long long)(p->data == WF_AUTO_I64 ? 1 : p->data), (long long)p->sequence),
+                 "leave parallel.data and parallel.sequence out");
+}
+
 static wf_status open_run(run *r) {
   char *from, path[4096];
   wf_checkpoint_info info = {0};
+  WF_TRY(check_parallel(r->cfg));
   WF_TRY(open_folder(r, &from));
   wf_status s = from ? wf_checkpoint_read_info(from, &info) : WF_OK;
   if (s == WF_OK && from) s = resume_config(r, &info, from);
