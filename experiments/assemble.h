@@ -2,7 +2,7 @@
 #ifndef WF_EXPERIMENTS_ASSEMBLE_H
 #define WF_EXPERIMENTS_ASSEMBLE_H
 
-#include "data/tokenizer.h"
+#include "data/store.h"
 #include "experiments/config.h"
 #include "layers/model.h"
 #include "optim/optimizer.h"
@@ -47,6 +47,10 @@ typedef struct wf_loaded {
 wf_status wf_loaded_open(const char *from, bool averaged, const char *const *sets, size_t n_sets,
                          wf_loaded *out);
 void wf_loaded_close(wf_loaded *l);
+
+/* A store's ids mean something only to a model of the same tokenizer: WF_EINVAL unless the store's blob is
+ * this one. */
+wf_status wf_check_tokenizer(const wf_store *store, const void *blob, size_t n);
 
 /* The path of the checkpoint that `from` means; wf_free. */
 wf_status wf_find_checkpoint(const char *from, char **path);

@@ -1,7 +1,6 @@
 /* weft eval: the loss of a trained model over a split of a token store. */
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "experiments/assemble.h"
 #include "experiments/command.h"
@@ -24,18 +23,6 @@ static const wf_option table[] = {
     WF_OPT_BOOL(flags, json, "false", "print one line of JSON"),
     WF_OPT_END};
 
-/* The ids of a store mean something only to a model of the same tokenizer. */
-static wf_status check_tokenizer(const wf_store *store, const wf_loaded *l) {
-  size_t n, m;
-  const void *a = wf_store_tokenizer_blob(store, &n), *b = wf_tokenizer_blob(l->tokenizer, &m);
-  if (n == m && memcmp(a, b, n) == 0) return WF_OK;
-  return wf_hint(WF_FAIL(WF_EINVAL, "%s has another tokenizer (%s, %lld ids) than the model (%s, %lld ids)",
-                         wf_store_path(store), wf_store_tokenizer_name(store),
-                         (long long)wf_store_vocab(store), wf_tokenizer_name(l->tokenizer),
-                         (long long)wf_tokenizer_vocab(l->tokenizer)),
-                 "build the store with the model's tokenizer");
-}
-
 static void print(const wf_loaded *l, const flags *f, const wf_evaluation *e) {
   if (f->json)
     printf(
@@ -52,7 +39,9 @@ static wf_status evaluate(const flags *f, wf_loaded *l) {
   wf_store *store;
   wf_evaluation e;
   WF_TRY(wf_store_open(f->store ? f->store : l->cfg.data.store, &store));
-  wf_status s = check_tokenizer(store, l);
+  size_t n;
+  const void *blob = wf_tokenizer_blob(l->tokenizer, &n);
+  wf_status s = wf_check_tokenizer(store, blob, n);
   if (s == WF_OK) s = wf_evaluate(l->model, &l->cfg, store, f->split, f->batches, &e);
   wf_store_close(store);
   WF_TRY(s);

@@ -5,6 +5,7 @@
 #include "experiments/checkpoint.h"
 
 #include <stdio.h>
+#include <string.h>
 
 /* The newest good checkpoint under `folder` or folder/checkpoints; *path stays NULL when there is none. */
 static wf_status newest(const char *folder, char **path) {
@@ -31,6 +32,16 @@ wf_status wf_find_checkpoint(const char *from, char **path) {
   if (*path) return WF_OK;
   return wf_hint(WF_FAIL(WF_ENOTFOUND, "%s: no checkpoint there", from),
                  "name a checkpoint file, a run's folder, or a run under runs/");
+}
+
+wf_status wf_check_tokenizer(const wf_store *store, const void *blob, size_t n) {
+  size_t own;
+  const void *b = wf_store_tokenizer_blob(store, &own);
+  if (own == n && memcmp(b, blob, n) == 0) return WF_OK;
+  return wf_hint(WF_FAIL(WF_EINVAL, "%s has another tokenizer (%s, %lld ids) than the model",
+                         wf_store_path(store), wf_store_tokenizer_name(store),
+                         (long long)wf_store_vocab(store)),
+                 "build the store with the tokenizer that the model was trained with");
 }
 
 static wf_status open_parts(const wf_checkpoint_info *info, bool averaged, const char *const *sets,

@@ -171,8 +171,9 @@ static wf_status open_run(run *r) {
   WF_TRY(open_folder(r, &from));
   wf_status s = from ? wf_checkpoint_read_info(from, &info) : WF_OK;
   if (s == WF_OK && from) s = resume_config(r, &info, from);
-  wf_checkpoint_info_free(&info);
   if (s == WF_OK) s = open_model(r);
+  if (s == WF_OK && info.tokenizer) s = wf_check_tokenizer(r->store, info.tokenizer, info.tokenizer_size);
+  wf_checkpoint_info_free(&info);
   if (s == WF_OK && from) {
     s = wf_checkpoint_load(from, &r->snap);
     if (s == WF_OK) printf("resuming after step %lld from %s\n", (long long)r->snap.step, from);
