@@ -25,6 +25,7 @@ struct wf_ctx {
   wf_op_profile *profile;
   int n_profile;
   size_t cap_profile;
+  struct wf_products *products; /* a recording of matrix products, or NULL */
 };
 
 /* `t` itself where contiguous, else a contiguous copy in the current scope; never recorded. */

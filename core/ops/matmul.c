@@ -14,6 +14,18 @@ static inline bool continues(const wf_tensor *a, const wf_tensor *b, int64_t ste
 #ifdef WF_KERNEL_PASS
 #  include "core/ops/blas_impl.h"
 #  include "core/ops/lines_impl.h"
+#  include "core/product_impl.h"
+
+static wf_status gemm(wf_ctx *ctx, bool at, bool bt, int64_t m, int64_t n, int64_t k, const real *a,
+                      int64_t lda, const real *b, int64_t ldb, bool add, real *c, int64_t ldc) {
+#  ifdef WF_REAL_F32
+  if (ctx->products && m > 0 && n > 0 && k > 0)
+    wf_product_note(ctx, &(wf_product){at, bt, add, m, n, k, lda, ldb, ldc, a, b, c});
+#  else
+  (void)ctx;
+#  endif
+  return wf_gemm(at, bt, m, n, k, a, lda, b, ldb, add, c, ldc);
+}
 
 WF_KERNEL(matmul) {
   wf_tensor *a = call->in[0], *b = call->in[1], *y = call->out[0];
@@ -54,8 +66,8 @@ WF_KERNEL(matmul) {
       const real *pa = (const real *)wf_data(a) + ao, *pb = (const real *)wf_data(b) + bo;
       real *py = (real *)wf_data(y) + yo;
       /* a transposed destination: y^T = b^T a^T */
-      wf_status s = my.t ? wf_gemm(!mb.t, !ma.t, n, m, k, pb, mb.ld, pa, ma.ld, add, py, my.ld)
-                         : wf_gemm(ma.t, mb.t, m, n, k, pa, ma.ld, pb, mb.ld, add, py, my.ld);
+      wf_status s = my.t ? gemm(call->ctx, !mb.t, !ma.t, n, m, k, pb, mb.ld, pa, ma.ld, add, py, my.ld)
+                         : gemm(call->ctx, ma.t, mb.t, m, n, k, pa, ma.ld, pb, mb.ld, add, py, my.ld);
       if (s != WF_OK) part_status[part] = s;
     }
   }
@@ -99,13 +111,13 @@ static void few_rows(int64_t rows, int64_t out, int64_t d, const real *x, int64_
 }
 
 /* y = x w^T (+ y) */
-static wf_status project(int64_t rows, int64_t out, int64_t d, const real *x, int64_t ldx, const real *w,
-                         int64_t ldw, bool add, real *y, int64_t ldy) {
+static wf_status project(wf_ctx *c, int64_t rows, int64_t out, int64_t d, const real *x, int64_t ldx,
+                         const real *w, int64_t ldw, bool add, real *y, int64_t ldy) {
   if (rows <= 4) {
     few_rows(rows, out, d, x, ldx, w, ldw, add, y, ldy);
     return WF_OK;
   }
-  return wf_gemm(false, true, rows, out, d, x, ldx, w, ldw, add, y, ldy);
+  return gemm(c, false, true, rows, out, d, x, ldx, w, ldw, add, y, ldy);
 }
 
 static int64_t row_stride(const wf_tensor *m) {
@@ -150,7 +162,7 @@ WF_KERNEL(linear) {
         break;
       out += next->shape[0];
     }
-    WF_TRY(project(rows, out, d, wf_data(x), row_stride(x), wf_data(w), ldw, bias, wf_data(y[i]), ldy));
+    WF_TRY(project(c, rows, out, d, wf_data(x), row_stride(x), wf_data(w), ldw, bias, wf_data(y[i]), ldy));
     i = j;
   }
   return WF_OK;

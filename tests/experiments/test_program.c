@@ -71,6 +71,18 @@ START_TEST(doctor_examines_the_machine) {
 }
 END_TEST
 
+START_TEST(bench_measures_a_row) {
+  setenv("OMP_NUM_THREADS", "1", 1); /* other tests run beside this one */
+  expect("bench nano --json --seconds 0 --repeats 1", 0, "\"products\": 51, ");
+  static const char *const fields[] = {"{\"name\": \"nano\"", "\"median_s\": ", "\"tokens_per_s\": ",
+                                       "\"peak_rss_mb\": ",   "\"floor_s\": ",  "\"repeats\": 1, "};
+  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+    ck_assert_msg(strstr(output, fields[i]), "%s: %s", fields[i], output);
+  expect("bench nanno", 1, "hint: did you mean nano?");
+  setenv("OMP_NUM_THREADS", "2", 1);
+}
+END_TEST
+
 START_TEST(configs_are_checked_and_printed) {
   expect("config check " WEFT_SOURCE_DIR "/experiments/configs/nano.yaml", 0,
          "is fine: 4 layers of width 128");
@@ -329,6 +341,7 @@ static Suite *program_suite(void) {
   tcase_add_test(t, configs_are_checked_and_printed);
   tcase_add_test(t, layers_are_listed_and_explained);
   tcase_add_test(t, doctor_examines_the_machine);
+  tcase_add_test(t, bench_measures_a_row);
   suite_add_tcase(s, t);
   t = tcase_create("run");
   tcase_add_unchecked_fixture(t, make_run, temp_dir_remove);

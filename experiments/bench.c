@@ -1,0 +1,76 @@
+/* Timing of a row, and the models of the training rows. */
+#include "experiments/bench.h"
+#include "core/memory.h"
+#include "experiments/config.h"
+#include "experiments/rates.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+const wf_bench_model wf_bench_models[] = {{"nano", 4, 128, 4, 64, 12, 256},
+                                          {"small", 6, 384, 6, 256, 8, 256},
+                                          {"gpt2", 12, 768, 12, 64, 4, 50257},
+                                          {0}};
+
+wf_status wf_bench_config(const wf_bench_model *m, int64_t positions, wf_config *out) {
+  char text[1024];
+  int n = snprintf(
+      text, sizeof text,
+      "data: {store: none, seq_len: %lld}\n"
+      "model: {d_model: %lld, vocab: %lld, max_positions: %lld, norm: layernorm, norm_eps: 1.0e-5,\n"
+      "  blocks: [{repeat: %lld, mixer: {type: attention, heads: %lld, position: learned, bias: true},\n"
+      "            mlp: {type: gelu, tanh: true, bias: true}}]}\n"
+      "train: {steps: 1, batch_tokens: %lld, clip: 0, schedule: {type: constant},\n"
+      "  optimizer: {type: adamw, lr: 1.0e-4, beta2: 0.95, weight_decay: 0.1}}\n",
+      (long long)m->length, (long long)m->width, (long long)m->vocab, (long long)positions,
+      (long long)m->layers, (long long)m->heads, (long long)(m->batch * m->length));
+  return wf_config_parse(out, m->name, text, (size_t)n, NULL, 0, wf_types);
+}
+
+double wf_bench_peak_mb(void) {
+  struct rusage u;
+  getrusage(RUSAGE_SELF, &u);
+  return (double)u.ru_maxrss / 1024; /* KiB on Linux */
+}
+
+void wf_bench_memory_peak(wf_bench_row *row) {
+  row->rss_mb = wf_bench_peak_mb();
+  row->tensor_mb = (double)wf_mem_peak() / (1 << 20);
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static double median(double *x, int64_t n) {
+  qsort(x, (size_t)n, sizeof *x, ascending);
+  return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
+}
+
+static wf_status timed(wf_bench_fn fn, void *arg, double *seconds) {
+  double t0 = wf_now();
+  WF_TRY(fn(arg));
+  *seconds = wf_now() - t0;
+  return WF_OK;
+}
+
+wf_status wf_bench_measure(const wf_bench_options *o, wf_bench_fn step, wf_bench_fn products, void *arg,
+                           wf_bench_row *row) {
+  enum { MOST = 1000 };
+  double took[MOST], alone[MOST], end = wf_now() + o->seconds;
+  int64_t n = 0;
+  while (n < MOST && (n < o->repeats || wf_now() < end)) {
+    WF_TRY(timed(step, arg, &took[n]));
+    if (products) WF_TRY(timed(products, arg, &alone[n]));
+    n++;
+  }
+  row->repeats = n;
+  row->median_s = median(took, n);
+  row->min_s = took[0];
+  row->max_s = took[n - 1];
+  if (products) row->products_s = median(alone, n);
+  return WF_OK;
+}
