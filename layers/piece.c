@@ -29,7 +29,9 @@ static wf_status head_chunk(wf_model *m, wf_run *r, wf_tape *tape, wf_tensor *h,
     WF_TRY(wf_tape_watch(tape, m->head->value, &m->head->leaf));
     wf_tape_record(tape);
   }
+  wf_scope inner = wf_scope_open(c); /* only the tape holds the logits: their gradient takes their place */
   wf_tensor *loss = wf_xent(c, wf_model_logits(m, r, h), labels, dh ? m->spec.z_loss : 0);
+  loss = wf_scope_return(c, inner, loss);
   if (dh) wf_tape_pause(tape);
   if (wf_is_poison(loss)) return wf_ctx_check(c);
   double chunk;

@@ -32,7 +32,7 @@ static inline void weigh(const attend_args *g, real *x, int64_t n, real *max, re
   *factor = 1;
   if (g->sigmoid) {
     WF_PRAGMA(omp simd)
-    for (int64_t j = 0; j < n; j++) x[j] = 1 / (1 + r_exp(-x[j]));
+    for (int64_t j = 0; j < n; j++) x[j] = 1 / (1 + tile_exp(-x[j]));
     return;
   }
   real m = largest(x, n, *max), total = 0;
@@ -42,7 +42,7 @@ static inline void weigh(const attend_args *g, real *x, int64_t n, real *max, re
   }
   WF_PRAGMA(omp simd reduction(+ : total))
   for (int64_t j = 0; j < n; j++) {
-    x[j] = r_exp(x[j] - m);
+    x[j] = tile_exp(x[j] - m);
     total += x[j];
   }
   *sum = *sum * *factor + total;
@@ -103,13 +103,17 @@ static void block_task(const attend_args *g, const attend_out *y, int64_t r, int
           lo = lo < 0 ? 0 : lo > nk ? nk : lo;
           hi = hi > nk ? nk : hi < lo ? lo : hi;
           real *x = s + t * ATTEND_BK, factor = 1;
+          int64_t from_lane = lo / VL * VL, to_lane = TILE_PAD(hi);
           if (hi > lo) {
             attend_scores(g, hi - lo, x + lo, NULL, g->a ? g->a[(w.q0 + t0 + t) * g->heads + h] : 0,
                           g->b ? bp + i * w.keys + j + lo : NULL);
-            weigh(g, x + lo, hi - lo, &max[t], &sum[t], &factor);
-          }
-          for (int64_t l = 0; l < lo; l++) x[l] = 0;
-          for (int64_t l = hi; l < nk; l++) x[l] = 0;
+            attend_hide(x, from_lane, lo, hi, to_lane, -(real)INFINITY);
+            weigh(g, x + from_lane, to_lane - from_lane, &max[t], &sum[t], &factor);
+            if (g->sigmoid) attend_hide(x, from_lane, lo, hi, to_lane, 0);
+          } else
+            to_lane = from_lane;
+          for (int64_t l = 0; l < from_lane; l++) x[l] = 0;
+          for (int64_t l = to_lane; l < nk; l++) x[l] = 0;
           if (factor != 1)
             for (int64_t c = 0; c < g->vpad; c++) o[t * g->vpad + c] *= factor;
         }

@@ -63,14 +63,14 @@ static inline void grad_row(const attend_args *g, int64_t n, real *x, real *y, r
   if (g->sigmoid) {
     WF_PRAGMA(omp simd)
     for (int64_t j = 0; j < n; j++) {
-      real p = 1 / (1 + r_exp(-x[j]));
+      real p = 1 / (1 + tile_exp(-x[j]));
       x[j] = p;
       y[j] *= p * (1 - p);
     }
   } else {
     WF_PRAGMA(omp simd)
     for (int64_t j = 0; j < n; j++) {
-      real p = r_exp(x[j] - lse);
+      real p = tile_exp(x[j] - lse);
       x[j] = p;
       y[j] = p * (y[j] - delta);
     }
@@ -108,10 +108,16 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
       lo = lo < 0 ? 0 : lo > nk ? nk : lo;
       hi = hi > nk ? nk : hi < lo ? lo : hi;
       real *x = k->s + t * ATTEND_BK, *y = k->ds + t * ATTEND_BK;
+      int64_t from_lane = lo / VL * VL, to_lane = TILE_PAD(hi);
       if (hi > lo) {
         attend_scores(g, hi - lo, x + lo, k->th, g->a ? g->a[at] : 0,
                       g->b ? k->bp + i * w->keys + j + lo : NULL);
-        grad_row(g, hi - lo, x + lo, y + lo, ga->lse[at], k->delta[t]);
+        attend_hide(x, from_lane, lo, hi, to_lane, -(real)INFINITY);
+        grad_row(g, to_lane - from_lane, x + from_lane, y + from_lane, ga->lse[at], k->delta[t]);
+        if (g->sigmoid) {
+          attend_hide(x, from_lane, lo, hi, to_lane, 0);
+          attend_hide(y, from_lane, lo, hi, to_lane, 0);
+        }
         if (terms) {
           real sum = 0, *db = k->db + i * w->keys + j;
           for (int64_t l = lo; l < hi; l++) {
@@ -122,9 +128,10 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
         }
         if (g->cap > 0)
           for (int64_t l = lo; l < hi; l++) y[l] *= 1 - k->th[l - lo] * k->th[l - lo];
-      }
-      for (int64_t l = 0; l < lo; l++) x[l] = y[l] = 0;
-      for (int64_t l = hi; l < nk; l++) x[l] = y[l] = 0;
+      } else
+        to_lane = from_lane;
+      for (int64_t l = 0; l < from_lane; l++) x[l] = y[l] = 0;
+      for (int64_t l = to_lane; l < nk; l++) x[l] = y[l] = 0;
     }
     tile_mm(nk, g->vpad, nq, k->s, 1, ATTEND_BK, k->dout, g->vpad, k->dv + j * g->vpad, g->vpad, true);
     tile_mm(nk, g->kpad, nq, k->ds, 1, ATTEND_BK, k->q, g->kpad, k->dk + j * g->kpad, g->kpad, true);
@@ -410,6 +417,7 @@ const wf_op wf_op_attend_grad = {
     .attr_size = sizeof(attend_grad_attr),
     .optional = 1 << ATTEND_A | 1 << ATTEND_B | 1 << ATTEND_SINK,
     .rowmajor = 1 << ATTEND_Q | 1 << ATTEND_K | 1 << ATTEND_V | 1 << ATTEND_DO,
+    .rowmajor_out = 0x3f,
     .adds = 0x3f,
     .infer = infer,
     WF_NONDIFF("gradient of attend; first order only"),

@@ -9,6 +9,7 @@
 #define WF_CORE_OPS_ATTEND_IMPL_H
 
 #include "core/op_def.h"
+#include "core/ops/attr_impl.h"
 
 /* The inputs of attend; its gradient has three more. */
 enum {
@@ -23,12 +24,6 @@ enum {
   ATTEND_LSE,
   ATTEND_DO
 };
-
-/* The gradient's outputs are those of `want` in this order: bits 0 q, 1 k, 2 v, 3 a, 4 b, 5 sink. */
-typedef struct attend_grad_attr {
-  wf_attend_options o;
-  int32_t want;
-} attend_grad_attr;
 
 /* Shared by the two descriptions (attend.c). */
 enum { WF_ATTEND_SAMPLES = 6 };
@@ -168,6 +163,12 @@ static inline void attend_scores(const attend_args *g, int64_t n, real *x, real 
     for (int64_t j = 0; j < n; j++) x[j] += a - b[j];
   if (g->sigmoid)
     for (int64_t j = 0; j < n; j++) x[j] -= g->log_len;
+}
+
+/* Whole vectors cover the visible x[lo .. hi-1]; what they cover besides gets `value`. */
+static inline void attend_hide(real *x, int64_t from, int64_t lo, int64_t hi, int64_t to, real value) {
+  for (int64_t j = from; j < lo; j++) x[j] = value;
+  for (int64_t j = hi; j < to; j++) x[j] = value;
 }
 
 /* Work space of one thread, handed out in pieces of whole cache lines. */

@@ -44,6 +44,14 @@ typedef struct halo_attr {
   int32_t want; /* of the gradient: bits 0 x, 1 state */
 } halo_attr;
 
+/* ---- attend ---- */
+
+/* attend itself has wf_attend_options. */
+typedef struct attend_grad_attr {
+  wf_attend_options o;
+  int32_t want; /* bits 0 q, 1 k, 2 v, 3 a, 4 b, 5 sink: the outputs, in this order */
+} attend_grad_attr;
+
 /* ---- scan ---- */
 
 typedef struct scan_attr {

@@ -146,6 +146,7 @@ const wf_op wf_op_cache_append_grad = {
     .n_out = 1,
     .attr_size = sizeof(int64_t),
     .strided = 1,
+    .rowmajor_out = 1,
     .infer = grad_infer,
     WF_NONDIFF("gradient of cache_append; moves its input"),
     .cpu = &cache_append_grad_cpu,

@@ -167,7 +167,7 @@ static void forward_chunk(const scan_args *a, const scan_out *y, int64_t h, cons
     real *row = p + t * a->cpad;
     double bt = c->b[t];
     WF_PRAGMA(omp simd)
-    for (int64_t j = 0; j <= t; j++) row[j] *= r_exp((real)(bt - c->b[j]));
+    for (int64_t j = 0; j <= t; j++) row[j] *= tile_exp((real)(bt - c->b[j]));
     for (int64_t j = t + 1; j < c->n; j++) row[j] = 0;
   }
   tile_mm(c->n, a->vpad, c->n, p, a->cpad, 1, vp, a->vpad, o, a->vpad, true);
@@ -316,7 +316,7 @@ static void decay(const scan_args *a, const grad_work *w) {
     double bt = c->b[t], over = 0;
     WF_PRAGMA(omp simd)
     for (int64_t j = 0; j <= t; j++) {
-      real d = r_exp((real)(bt - c->b[j]));
+      real d = tile_exp((real)(bt - c->b[j]));
       x[j] *= d;
       w->passing[j] += (double)(p[j] * x[j]);
       p[j] *= d;
@@ -644,6 +644,7 @@ const wf_op wf_op_scan_scalar_grad = {
     .optional = 1 << SCAN_STATE | 1 << SCAN_INIT | 1 << SCAN_DO | 1 << SCAN_DSTATE,
     .rowmajor = 1 << SCAN_Q | 1 << SCAN_K | 1 << SCAN_V | 1 << SCAN_DO,
     .adds = 0x3f,
+    .rowmajor_out = 0xf,
     .infer = grad_infer,
     WF_NONDIFF("gradient of scan_scalar; first order only"),
     .cpu = &scan_scalar_grad_cpu,
