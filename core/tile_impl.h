@@ -147,6 +147,23 @@ static inline void tile_pack(int64_t rows, int64_t cols, const real *src, int64_
   }
 }
 
+/* The sum of VL lanes, by halves. */
+static inline real tile_sum(real *lane) {
+  TILE_UNROLL
+  for (int half = VL / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+  return lane[0];
+}
+
+static inline real tile_dot(int64_t n, const real *x, const real *y) {
+  real lane[VL] = {0}, rest = 0;
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL)
+    for (int l = 0; l < VL; l++) lane[l] += x[i + l] * y[i + l];
+  for (; i < n; i++) rest += x[i] * y[i];
+  return tile_sum(lane) + rest;
+}
+
 /* e^x for loops over scores, without a library call. Float: 2^n e^r with a polynomial in r fitted for a
  * relative error of 1.1e-8 before rounding; exactly 0 below -87; NaN stays NaN. */
 #ifdef WF_REAL_F32

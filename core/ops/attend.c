@@ -15,19 +15,8 @@ typedef struct attend_out {
   real *o, *lse;
 } attend_out;
 
-/* Largest of x[0 .. n-1] and m. */
-static inline real largest(const real *x, int64_t n, real m) {
-  real lane[VL];
-  for (int l = 0; l < VL; l++) lane[l] = m;
-  int64_t j = 0;
-  for (; j + VL <= n; j += VL)
-    for (int l = 0; l < VL; l++) lane[l] = x[j + l] > lane[l] ? x[j + l] : lane[l];
-  for (; j < n; j++) m = x[j] > m ? x[j] : m;
-  for (int l = 0; l < VL; l++) m = lane[l] > m ? lane[l] : m;
-  return m;
-}
-
-/* Scores x to weights in place; the running maximum, sum and the factor for what was summed before. */
+/* Scores x to weights in place, n a multiple of VL; the running maximum, sum and the factor for what was
+ * summed before. */
 static inline void weigh(const attend_args *g, real *x, int64_t n, real *max, real *sum, real *factor) {
   *factor = 1;
   if (g->sigmoid) {
@@ -35,17 +24,27 @@ static inline void weigh(const attend_args *g, real *x, int64_t n, real *max, re
     for (int64_t j = 0; j < n; j++) x[j] = 1 / (1 + tile_exp(-x[j]));
     return;
   }
-  real m = largest(x, n, *max), total = 0;
+  real lane[VL];
+  for (int l = 0; l < VL; l++) lane[l] = *max;
+  for (int64_t j = 0; j < n; j += VL)
+    for (int l = 0; l < VL; l++) lane[l] = x[j + l] > lane[l] ? x[j + l] : lane[l];
+  TILE_UNROLL
+  for (int half = VL / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; l++) lane[l] = lane[l + half] > lane[l] ? lane[l + half] : lane[l];
+  real m = lane[0];
   if (m > *max) {
-    *factor = r_exp(*max - m);
+    *factor = tile_exp(*max - m);
     *max = m;
   }
-  WF_PRAGMA(omp simd reduction(+ : total))
-  for (int64_t j = 0; j < n; j++) {
-    x[j] = tile_exp(x[j] - m);
-    total += x[j];
+  for (int l = 0; l < VL; l++) lane[l] = 0;
+  for (int64_t j = 0; j < n; j += VL) {
+    WF_PRAGMA(omp simd)
+    for (int l = 0; l < VL; l++) {
+      x[j + l] = tile_exp(x[j + l] - m);
+      lane[l] += x[j + l];
+    }
   }
-  *sum = *sum * *factor + total;
+  *sum = *sum * *factor + tile_sum(lane);
 }
 
 /* Divide by the sum, the sink included; write o and the log-sum-exp of query t, head h. */
@@ -154,14 +153,12 @@ static void few_task(const attend_args *g, int64_t r, int64_t head, int64_t begi
       const real *q = g->q + (w.q0 + t) * g->qs + h * g->qh;
       for (int64_t j = lo; j < hi; j++) {
         const real *k = g->k + (w.k0 + j) * g->ks + head * g->kh;
-        real dot = 0;
-        WF_PRAGMA(omp simd reduction(+ : dot))
-        for (int64_t c = 0; c < g->kdim; c++) dot += q[c] * k[c];
-        x[j - lo] = g->scale * dot;
+        x[j - lo] = g->scale * tile_dot(g->kdim, q, k);
         if (g->b) b[j - lo] = g->b[(w.k0 + j) * g->heads + h];
       }
       attend_scores(g, hi - lo, x, NULL, g->a ? g->a[(w.q0 + t) * g->heads + h] : 0, g->b ? b : NULL);
-      weigh(g, x, hi - lo, &p[g->vdim], &p[g->vdim + 1], &factor);
+      attend_hide(x, 0, 0, hi - lo, TILE_PAD(hi - lo), -(real)INFINITY);
+      weigh(g, x, TILE_PAD(hi - lo), &p[g->vdim], &p[g->vdim + 1], &factor);
       if (factor != 1)
         for (int64_t c = 0; c < g->vdim; c++) p[c] *= factor;
       for (int64_t j = lo; j < hi; j++) {

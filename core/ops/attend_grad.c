@@ -89,9 +89,7 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
   memset(k->dq, 0, (size_t)(nq * g->kpad) * sizeof(real));
   for (int64_t t = 0; t < nq; t++) {
     const real *o = ga->o + ((first + t) * g->heads + h) * g->vdim, *d = k->dout + t * g->vpad;
-    real dot = 0;
-    WF_PRAGMA(omp simd reduction(+ : dot))
-    for (int64_t c = 0; c < g->vdim; c++) dot += o[c] * d[c];
+    real dot = tile_dot(g->vdim, o, d);
     k->delta[t] = dot;
     k->da[t] = 0;
     if (g->sink) k->sink[i] -= r_exp(g->sink[h] - ga->lse[(first + t) * g->heads + h]) * dot;
