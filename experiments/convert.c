@@ -80,6 +80,14 @@ static wf_status make_model(job *j, const char *name, const char *text, size_t n
 
 /* ---- theirs to ours ---- */
 
+/* All weights of a file, which errors name. */
+static wf_status read_weights(const wf_family *f, const wf_safetensors *st, const char *from,
+                              wf_params *params) {
+  wf_status s = wf_family_read(f, st, "", params);
+  if (s == WF_OK) s = wf_family_check_extra(f, st, params);
+  return s == WF_OK || strstr(wf_error_message(), from) ? s : wf_context(s, "%s", from);
+}
+
 static wf_status import_tokenizer(job *j, const char *from) {
   static const char *const names[] = {"tokenizer.json", "tokenizer.model"};
   char path[MAX_PATH];
@@ -108,9 +116,7 @@ static wf_status import_all(job *j, const char *from, const char *to, bool token
   WF_TRY(wf_family_read_config(path, j->text, (size_t)bytes, &j->family, &j->config));
   wf_status s = make_model(j, to, j->config, strlen(j->config), 0);
   if (s != WF_OK) return wf_context(s, "the model of %s", path);
-  s = wf_family_read(j->family, j->st, "", wf_model_params(j->model));
-  if (s == WF_OK) s = wf_family_check_extra(j->family, j->st, wf_model_params(j->model));
-  if (s != WF_OK) return wf_context(s, "%s", from);
+  WF_TRY(read_weights(j->family, j->st, from, wf_model_params(j->model)));
   if (tokenizer) WF_TRY(import_tokenizer(j, from));
   if (j->tokenizer) blob = wf_tokenizer_blob(j->tokenizer, &blob_size);
   wf_free(j->config);
@@ -177,10 +183,9 @@ static wf_status load_foreign(const char *path, const wf_config *cfg, wf_params 
   wf_safetensors *st;
   WF_TRY(wf_family_of(cfg, &f));
   WF_TRY(wf_st_open(path, &st));
-  wf_status s = wf_family_read(f, st, "", params);
-  if (s == WF_OK) s = wf_family_check_extra(f, st, params);
+  wf_status s = read_weights(f, st, path, params);
   wf_st_close(st);
-  return s == WF_OK ? WF_OK : wf_context(s, "%s", path);
+  return s;
 }
 
 wf_status wf_load_weights(const char *path, const wf_config *cfg, wf_params *params) {

@@ -156,13 +156,11 @@ typedef struct reading {
   size_t n_used, cap_used;
 } reading;
 
-static wf_status start_reading(reading *r, const wf_family *f, const wf_safetensors *st, const char *prefix) {
-  char full[MAX_NAME];
-  *r = (reading){.f = f, .st = st, .prefix = prefix, .bare = true};
-  int n = snprintf(full, sizeof full, "%s%s", prefix, f->prefix);
-  for (int64_t i = 0; i < wf_st_count(st) && r->bare; i++)
-    r->bare = strncmp(wf_st_at(st, i)->name, full, (size_t)n) != 0;
-  return WF_OK;
+/* Names lack the family's prefix when that of its first tensor, the embedding, does. */
+static void start_reading(reading *r, const wf_family *f, const wf_safetensors *st, const char *prefix) {
+  char bare[MAX_NAME];
+  snprintf(bare, sizeof bare, "%s%s", prefix, f->rules[0].theirs + strlen(f->prefix));
+  *r = (reading){.f = f, .st = st, .prefix = prefix, .bare = wf_st_has(st, bare)};
 }
 
 static wf_status find(const reading *r, const entry *e, const wf_st_info **info) {
@@ -193,7 +191,7 @@ static wf_status read_entry(void *arg, const entry *e) {
 wf_status wf_family_read(const wf_family *f, const wf_safetensors *st, const char *prefix,
                          wf_params *params) {
   reading r;
-  WF_TRY(start_reading(&r, f, st, prefix));
+  start_reading(&r, f, st, prefix);
   return each_entry(f, params, read_entry, &r);
 }
 
@@ -232,7 +230,7 @@ static wf_status check_extra(reading *r, wf_params *params) {
 
 wf_status wf_family_check_extra(const wf_family *f, const wf_safetensors *st, wf_params *params) {
   reading r;
-  WF_TRY(start_reading(&r, f, st, ""));
+  start_reading(&r, f, st, "");
   wf_status s = check_extra(&r, params);
   wf_free(r.used);
   return s;
