@@ -85,7 +85,7 @@ wf_status wf_params_allocate(wf_params *ps, wf_ctx *c, wf_dtype dtype,
   for (int g = 0; g < ps->n_groups && st == WF_OK; g++) {
     wf_param_group *pg = &ps->group[g];
     pg->value = wf_keep(wf_zeros(c, "parameter", dtype, WF_SHAPE(pg->numel)));
-    pg->grad = wf_keep(wf_zeros(c, "parameter gradient", dtype, WF_SHAPE(pg->numel)));
+    pg->grad = wf_keep(wf_empty(c, "parameter gradient", dtype, WF_SHAPE(pg->numel)));
     if (wf_is_poison(pg->value) || wf_is_poison(pg->grad)) st = wf_ctx_check(c);
   }
   if (st == WF_OK) st = views(ps, c);
@@ -126,6 +126,8 @@ wf_status wf_params_init(wf_params *ps, uint64_t seed) {
 }
 
 wf_status wf_params_watch(wf_params *ps, wf_tape *t) {
+  for (int g = 0; g < ps->n_groups && !ps->trained; g++) WF_TRY(wf_tensor_zero(ps->group[g].grad));
+  ps->trained = true;
   for (int i = 0; i < ps->n; i++) WF_TRY(wf_tape_watch(t, ps->param[i]->value, &ps->param[i]->leaf));
   return WF_OK;
 }

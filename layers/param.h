@@ -64,6 +64,8 @@ typedef struct wf_params {
   int n_groups;
   size_t cap_groups;
   int64_t numel;
+  bool trained; /* gradients are zeroed by the first watch: a model that only runs never touches their memory
+                 */
 } wf_params;
 
 /* Declare one. The name is copied; names are unique. The result lives as long as `ps`. */
