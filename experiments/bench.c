@@ -74,3 +74,11 @@ wf_status wf_bench_measure(const wf_bench_options *o, wf_bench_fn step, wf_bench
   if (products) row->products_s = median(alone, n);
   return WF_OK;
 }
+
+wf_status wf_bench_memory_rates(wf_ctx *c, double *read, double *copy) {
+  wf_ctx *own;
+  WF_TRY(wf_ctx_create(wf_ctx_device(c), &own));
+  wf_status s = wf_rate_memory(own, 0.5, read, copy);
+  wf_ctx_free(own);
+  return s;
+}

@@ -42,6 +42,9 @@ wf_status wf_bench_measure(const wf_bench_options *o, wf_bench_fn step, wf_bench
 double wf_bench_peak_mb(void);                /* largest resident memory of the process so far */
 void wf_bench_memory_peak(wf_bench_row *row); /* fill rss_mb and tensor_mb */
 
+/* wf_rate_memory in a context of its own, so that a profile of `c` is of the row alone. */
+wf_status wf_bench_memory_rates(wf_ctx *c, double *read, double *copy);
+
 typedef struct wf_bench_model {
   const char *name;
   int64_t layers, width, heads, length, batch, vocab;

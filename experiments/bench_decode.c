@@ -5,7 +5,6 @@
 #include "experiments/assemble.h"
 #include "experiments/bench.h"
 #include "experiments/generate.h"
-#include "experiments/rates.h"
 
 enum { PROMPT = 64, DECODED = 128, POSITIONS = 1024 };
 
@@ -50,7 +49,7 @@ static wf_status measure(decoding *d, wf_ctx *c, const wf_bench_model *m, wf_ben
   row->tokens = 1;
   WF_TRY(wf_bench_measure(&(wf_bench_options){.repeats = DECODED}, token, NULL, d, row));
   double read, copy;
-  WF_TRY(wf_rate_memory(c, 0.5, &read, &copy));
+  WF_TRY(wf_bench_memory_rates(c, &read, &copy));
   row->floor = "the bytes of the weights at the read rate";
   row->floor_s = 4 * (double)(wf_model_params(d->model)->numel - (int64_t)POSITIONS * m->width) / read;
   return WF_OK;

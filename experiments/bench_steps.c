@@ -6,7 +6,6 @@
 #include "core/rng.h"
 #include "experiments/assemble.h"
 #include "experiments/bench.h"
-#include "experiments/rates.h"
 #include "layers/stream.h"
 
 typedef struct training {
@@ -68,7 +67,7 @@ static wf_status measure(training *t, wf_ctx *c, const wf_bench_model *m, const 
   row->tokens = (double)t->tokens.n_tokens;
   WF_TRY(wf_bench_measure(o, step, products, t, row));
   double read, copy;
-  WF_TRY(wf_rate_memory(c, 0.5, &read, &copy));
+  WF_TRY(wf_bench_memory_rates(c, &read, &copy));
   row->floor = "its products alone and 28 bytes a parameter at the copy rate";
   row->floor_s = row->products_s + 28 * (double)wf_model_params(t->model)->numel / copy;
   return WF_OK;

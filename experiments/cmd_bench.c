@@ -6,18 +6,20 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "core/device.h"
+#include "core/op.h"
 #include "experiments/bench.h"
 #include "experiments/command.h"
+#include "experiments/report.h"
 
 typedef struct flags {
-  bool json;
+  bool json, profile;
   double seconds;
   int64_t repeats, threads;
 } flags;
 
 static const wf_option table[] = {
     WF_OPT_BOOL(flags, json, "false", "a line of JSON for each row, as tests/bench/peer_torch.py prints"),
+    WF_OPT_BOOL(flags, profile, "false", "time by op after each row, its warm-up included"),
     WF_OPT_F64(flags, seconds, "8", 0, 3600, "time each row for about this long"),
     WF_OPT_I64(flags, repeats, "5", 1, 1000, "but at least so many times"),
     WF_OPT_I64F(flags, threads, "auto", 1, 4096, WF_OPT_AUTO, "auto: as OMP_NUM_THREADS says, or all"),
@@ -68,8 +70,10 @@ static wf_status in_context(wf_ctx *c, const char *name, const flags *f) {
   const wf_bench_options o = {.seconds = f->seconds, .repeats = f->repeats};
   if (strcmp(name, "floor") == 0) return wf_bench_floor(c, &o);
   wf_bench_row row = {.name = name, .start_mb = wf_bench_peak_mb()};
+  if (f->profile) wf_ctx_profile(c, true);
   WF_TRY(measure(c, name, &o, &row));
   (f->json ? print_json : print_row)(&row);
+  if (f->profile) wf_report_profile(stdout, c);
   return WF_OK;
 }
 
