@@ -76,35 +76,33 @@ WF_KERNEL(matmul) {
   return WF_OK;
 }
 
-/* y[r, o] (+)= x[r] . w[o] for up to 4 rows x; the weight's rows are read once, by their thread. */
+enum {
+  SUMS = 256 / sizeof(real), /* beside each other in a dot product */
+  AHEAD =
+      6144 / sizeof(real) /* of a weight's use it is asked for: the hardware's own guesses end with a page */
+};
+
+/* x . w over d; w is read for the first time, or again. */
+static inline real dot(int64_t d, const real *x, const real *w, bool first) {
+  real sum[SUMS] = {0}, s = 0;
+  int64_t i = 0;
+  for (; i + SUMS <= d; i += SUMS) {
+    for (int k = 0; k < 4 && first; k++) __builtin_prefetch(w + i + AHEAD + k * (SUMS / 4));
+    for (int j = 0; j < SUMS; j++) sum[j] += x[i + j] * w[i + j];
+  }
+  for (int j = 0; j < SUMS; j++) s += sum[j];
+  for (; i < d; i++) s += x[i] * w[i];
+  return s;
+}
+
+/* y[r, o] (+)= x[r] . w[o] for up to 4 rows x; the weight's rows are read once and in order, by their thread.
+ */
 static void few_rows(int64_t rows, int64_t out, int64_t d, const real *x, int64_t ldx, const real *w,
                      int64_t ldw, bool add, real *y, int64_t ldy) {
   WF_PARALLEL_FOR(o0, o1, out, d) {
-    int64_t o = o0;
-    for (; o + 4 <= o1; o += 4)
+    for (int64_t o = o0; o < o1; o++)
       for (int64_t r = 0; r < rows; r++) {
-        const real *p = x + r * ldx, *w0 = w + o * ldw, *w1 = w0 + ldw, *w2 = w1 + ldw, *w3 = w2 + ldw;
-        real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#  pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (int64_t i = 0; i < d; i++) {
-          s0 += p[i] * w0[i];
-          s1 += p[i] * w1[i];
-          s2 += p[i] * w2[i];
-          s3 += p[i] * w3[i];
-        }
-        real *q = y + r * ldy + o;
-        q[0] = add ? q[0] + s0 : s0;
-        q[1] = add ? q[1] + s1 : s1;
-        q[2] = add ? q[2] + s2 : s2;
-        q[3] = add ? q[3] + s3 : s3;
-      }
-    for (; o < o1; o++)
-      for (int64_t r = 0; r < rows; r++) {
-        const real *p = x + r * ldx, *w0 = w + o * ldw;
-        real s = 0;
-#  pragma omp simd reduction(+ : s)
-        for (int64_t i = 0; i < d; i++) s += p[i] * w0[i];
-        real *q = y + r * ldy + o;
+        real *q = y + r * ldy + o, s = dot(d, x + r * ldx, w + o * ldw, r == 0);
         *q = add ? *q + s : s;
       }
   }
