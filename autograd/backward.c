@@ -187,7 +187,7 @@ static wf_status seed(wf_tape *t, wf_tensor *root, wf_tensor *cot) {
 static wf_status walk(wf_tape *t, int n, wf_tensor *const *roots, wf_tensor *const *cotangents) {
   wf_ctx *c = t->ctx;
   for (int i = 0; i < n; i++) {
-    if (wf_is_poison(roots[i])) return wf_ctx_check(c);
+    if (wf_is_poison(roots[i])) return wf_ctx_failure(c);
     wf_scope s = wf_scope_open(c);
     wf_status st = seed(t, roots[i], cotangents ? cotangents[i] : NULL);
     wf_scope_close(c, s);
@@ -216,5 +216,6 @@ wf_status wf_backward(wf_tape *t, int n, wf_tensor *const *roots, wf_tensor *con
   wf_status s = walk(t, n, roots, cotangents);
   wf_ctx_set_recorder(t->ctx, before);
   wf_tape_clear(t);
+  if (s != WF_OK) wf_ctx_check(t->ctx); /* returned, hence no longer sticky */
   return s;
 }

@@ -57,8 +57,7 @@ wf_status wf_checkpoint(wf_ctx *c, wf_fn fn, const void *arg, size_t arg_size, i
   wf_recorder before = wf_ctx_set_recorder(c, (wf_recorder){&tr, trace});
   wf_status s = fn(c, arg, n_in, in, n_out, out);
   wf_ctx_set_recorder(c, before);
-  for (int i = 0; i < n_out && s == WF_OK; i++)
-    if (out[i] && wf_is_poison(out[i])) s = wf_ctx_check(c);
+  if (s == WF_OK) s = wf_ctx_check(c);
   wf_node *n = NULL;
   if (s == WF_OK) s = wf_tape_new_node(t, n_in, n_out, &n);
   if (s != WF_OK) {
@@ -92,6 +91,7 @@ static wf_status run_again(wf_tape *inner, wf_node *n, wf_tensor *const *dout, w
   wf_status s = n->fn(c, n->attr, n->n_in, n->in, n->n_out, out);
   wf_tape_pause(inner);
   WF_TRY(s);
+  WF_TRY(wf_ctx_check(c));
   int roots = 0;
   for (int i = 0; i < n->n_out; i++)
     if (dout[i]) {

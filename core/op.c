@@ -187,9 +187,9 @@ wf_status wf_op_run(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, 
   WF_TRY(check_inputs(op, n_in, in));
   if (add & ~op->adds) return WF_FAIL(WF_EINTERNAL, "op '%s' cannot add to its outputs", op->name);
   for (int i = 0; i < n_in; i++)
-    if (in[i] && wf_is_poison(in[i])) return c->status ? c->status : WF_EINTERNAL;
+    if (in[i] && wf_is_poison(in[i])) return wf_ctx_failure(c);
   for (int i = 0; i < n_out; i++)
-    if (wf_is_poison(out[i])) return c->status ? c->status : WF_EINTERNAL;
+    if (wf_is_poison(out[i])) return wf_ctx_failure(c);
   wf_scope s = wf_scope_open(c);
   wf_tensor *tmp[WF_MAX_IN];
   wf_call call = {c, op, attr, n_in, n_out, tmp, out, add};
@@ -202,7 +202,9 @@ wf_status wf_op_run(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, 
   for (int i = 0; i < n_out; i++) direct &= writable(op, i, out[i]);
   if (st == WF_OK) st = direct ? run_kernel(&call) : run_to_slices(&call, out);
   wf_scope_close(c, s);
-  return st == WF_OK ? WF_OK : wf_frame_at(op->name, 0, "wf_op_run", st);
+  if (st == WF_OK) return WF_OK;
+  wf_ctx_check(c); /* a failure is returned or sticky, not both */
+  return wf_frame_at(op->name, 0, "wf_op_run", st);
 }
 
 static wf_status joined_outputs(wf_ctx *c, const wf_desc *d, int n, wf_tensor **out) {
@@ -220,7 +222,7 @@ static wf_status joined_outputs(wf_ctx *c, const wf_desc *d, int n, wf_tensor **
       s *= d[k].shape[i];
     }
     out[k] = wf_view_raw(whole, d[k].ndim, d[k].shape, stride, at);
-    if (wf_is_poison(out[k])) return c->status;
+    if (wf_is_poison(out[k])) return wf_ctx_failure(c);
     at += d[k].shape[last];
   }
   return WF_OK;
@@ -243,7 +245,7 @@ static wf_status apply(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *i
   if (op->flags & WF_OP_VIEW) {
     out[0] = op->view(&call);
     *n_out = call.n_out = 1;
-    if (wf_is_poison(out[0])) return c->status;
+    if (wf_is_poison(out[0])) return wf_ctx_failure(c);
   } else {
     wf_desc d[WF_MAX_OUT];
     int n = op->n_out;
@@ -251,6 +253,7 @@ static wf_status apply(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *i
     *n_out = call.n_out = n;
     if (op->flags & WF_OP_INPLACE) {
       out[0] = wf_view_raw(in[0], in[0]->ndim, in[0]->shape, in[0]->stride, 0);
+      if (wf_is_poison(out[0])) return wf_ctx_failure(c);
       out[0]->var = in[0]->var;
       out[0]->tape = in[0]->tape;
     } else if (op->flags & WF_OP_JOINED_OUT) {
@@ -259,7 +262,7 @@ static wf_status apply(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *i
     for (int i = op->flags & WF_OP_JOINED_OUT ? n : op->flags & WF_OP_INPLACE ? 1 : 0; i < n; i++)
       out[i] = wf_empty(c, "activation", d[i].dtype, d[i].ndim, d[i].shape);
     for (int i = 0; i < n; i++)
-      if (wf_is_poison(out[i])) return c->status;
+      if (wf_is_poison(out[i])) return wf_ctx_failure(c);
     WF_TRY(wf_op_run(c, op, n_in, in, attr, n, out, 0));
   }
   if (c->recorder.record) WF_TRY(c->recorder.record(c->recorder.self, &call));

@@ -49,8 +49,13 @@ wf_status wf_ctx_check(wf_ctx *c) {
   return s;
 }
 
+wf_status wf_ctx_failure(wf_ctx *c) {
+  wf_status s = wf_ctx_check(c);
+  return s != WF_OK ? s : WF_FAIL(WF_EINTERNAL, "a tensor of a failed expression is used");
+}
+
 wf_tensor *wf_poison(wf_ctx *c, wf_status s) {
-  if (c->status == WF_OK) c->status = s;
+  if (c->status == WF_OK) c->status = s != WF_OK ? s : wf_ctx_failure(c);
   return &c->poison;
 }
 
@@ -276,7 +281,7 @@ const char *wf_shape_text(const wf_tensor *t, char buf[96]) {
 }
 
 wf_status wf_to_host(const wf_tensor *t, void *out) {
-  if (wf_is_poison(t)) return WF_FAIL(WF_EINVAL, "reading a tensor of a failed expression");
+  if (wf_is_poison(t)) return wf_ctx_failure(t->ctx);
   wf_ctx *c = t->ctx;
   wf_scope s = wf_scope_open(c);
   wf_tensor *flat = wf_contiguous_raw(c, t);
@@ -290,12 +295,13 @@ wf_status wf_to_host(const wf_tensor *t, void *out) {
 }
 
 wf_status wf_tensor_write(wf_tensor *t, const void *data) {
-  if (wf_is_poison(t) || !wf_is_contiguous(t)) return WF_FAIL(WF_EINVAL, "writing needs a contiguous tensor");
+  if (wf_is_poison(t)) return wf_ctx_failure(t->ctx);
+  if (!wf_is_contiguous(t)) return WF_FAIL(WF_EINVAL, "writing needs a contiguous tensor");
   return wf_device_write(t->ctx->dev, wf_data(t), data, (size_t)wf_numel(t) * wf_dtype_size(t->dtype));
 }
 
 wf_status wf_tensor_zero(wf_tensor *t) {
-  if (wf_is_poison(t)) return WF_FAIL(WF_EINVAL, "zeroing a tensor of a failed expression");
+  if (wf_is_poison(t)) return wf_ctx_failure(t->ctx);
   wf_ctx *c = t->ctx;
   if (wf_is_contiguous(t))
     return wf_device_zero(c->dev, wf_data(t), (size_t)wf_numel(t) * wf_dtype_size(t->dtype));

@@ -62,7 +62,9 @@ wf_device *wf_ctx_device(const wf_ctx *c);
 
 /* The failure since the last check, cleared by the call; WF_OK when none. */
 wf_status wf_ctx_check(wf_ctx *c);
-/* Make `s` the context's sticky failure (the first one stays) and return poison. */
+/* The same where a poisoned tensor says that there is a failure: never WF_OK. */
+wf_status wf_ctx_failure(wf_ctx *c);
+/* Make `s` the context's sticky failure (the first one stays; WF_OK passes it on) and return poison. */
 wf_tensor *wf_poison(wf_ctx *c, wf_status s);
 bool wf_is_poison(const wf_tensor *t);
 
