@@ -27,7 +27,7 @@ static wf_status feed(wf_decoding *d, const wf_rows *rows, const int32_t *ids, d
   wf_tensor *y = wf_model_logits(d->model, &run, wf_slice(c, h, 0, n - 1, n));
   y = wf_cast(c, y, WF_F64);
   WF_TRY(wf_ctx_check(c));
-  wf_state_advance(d->state, rows);
+  WF_TRY(wf_state_advance(d->state, rows));
   return wf_to_host(y, logits);
 }
 

@@ -21,7 +21,8 @@ wf_status wf_param_declare(wf_params *ps, const char *name, unsigned flags, wf_i
   p->numel = 1;
   for (int i = 0; i < ndim; i++) {
     p->shape[i] = shape[i];
-    if (shape[i] < 0 || __builtin_mul_overflow(p->numel, shape[i], &p->numel)) {
+    if (shape[i] < 0 || __builtin_mul_overflow(p->numel, shape[i], &p->numel) ||
+        p->numel > INT64_C(1) << 46) {
       wf_status s = WF_FAIL(WF_ESHAPE, "parameter '%s': dimension %d is %lld", name, i, (long long)shape[i]);
       wf_free(p->name);
       wf_free(p);

@@ -19,51 +19,56 @@ static wf_tensor *some_rows(wf_tensor *x, int64_t begin, int64_t end) {
   return wf_view_raw(x, x->ndim, shape, x->stride, begin * x->stride[0]);
 }
 
-/* Adds the losses of one chunk to *sum; with `dh`, its gradient too. */
+/* Adds the losses of one chunk to *sum; with a tape, its gradient to leaf->grad and to the head's. */
 static wf_status head_chunk(wf_model *m, wf_run *r, wf_tape *tape, wf_tensor *h, wf_tensor *labels,
-                            wf_tensor *dh, double scale, double *sum, double *each) {
+                            wf_leaf *leaf, double scale, double *sum, double *each) {
   wf_ctx *c = r->c;
-  wf_leaf leaf = {.grad = dh, .holds = 1};
-  if (dh) {
-    WF_TRY(wf_tape_watch(tape, h, &leaf));
+  if (tape) {
+    WF_TRY(wf_tape_watch(tape, h, leaf));
     WF_TRY(wf_tape_watch(tape, m->head->value, &m->head->leaf));
     wf_tape_record(tape);
   }
   wf_scope inner = wf_scope_open(c); /* only the tape holds the logits: their gradient takes their place */
-  wf_tensor *loss = wf_xent(c, wf_model_logits(m, r, h), labels, dh ? m->spec.z_loss : 0);
+  wf_tensor *loss = wf_xent(c, wf_model_logits(m, r, h), labels, tape ? m->spec.z_loss : 0);
   loss = wf_scope_return(c, inner, loss);
-  if (dh) wf_tape_pause(tape);
+  if (tape) wf_tape_pause(tape);
   if (wf_is_poison(loss)) return wf_ctx_check(c);
   double chunk;
   WF_TRY(wf_item(wf_sum_all(c, wf_cast(c, loss, WF_F64)), &chunk));
   *sum += chunk;
   if (each) WF_TRY(wf_to_host(wf_cast(c, loss, WF_F64), each));
-  if (!dh) return WF_OK;
+  if (!tape) return WF_OK;
   wf_tensor *cot = wf_affine(c, wf_zeros(c, "gradient", loss->dtype, loss->ndim, loss->shape), 1, scale);
   if (wf_is_poison(cot)) return wf_ctx_check(c);
   return wf_backward(tape, 1, &loss, &cot);
 }
 
-static wf_status head(wf_model *m, wf_run *r, wf_tape *tape, wf_tensor *h, wf_tensor *labels, wf_tensor *dh,
-                      double scale, double *sum, double *each) {
+static wf_status head(wf_model *m, wf_run *r, wf_tensor *h, wf_tensor *labels, wf_tensor *dh, double scale,
+                      double *sum, double *each) {
   int64_t n = h->shape[0], step = rows_at_once(m);
+  wf_tape *tape = NULL;
+  wf_leaf leaf; /* outlives the tape's nodes */
   *sum = 0;
+  if (dh) WF_TRY(wf_tape_create(r->c, &tape));
   if (dh) wf_leaf_hold(&m->head->leaf); /* more chunks follow */
   wf_status s = WF_OK;
   for (int64_t at = 0; at < n && s == WF_OK; at += step) {
-    int64_t end = at + step < n ? at + step : n;
+    int64_t end = n - at > step ? at + step : n;
     wf_scope scope = wf_scope_open(r->c);
-    s = head_chunk(m, r, tape, some_rows(h, at, end), some_rows(labels, at, end),
-                   dh ? some_rows(dh, at, end) : NULL, scale, sum, each ? each + at : NULL);
+    leaf = (wf_leaf){.grad = dh ? some_rows(dh, at, end) : NULL, .holds = 1};
+    wf_tensor *x = some_rows(h, at, end), *y = some_rows(labels, at, end);
+    s = wf_ctx_check(r->c);
+    if (s == WF_OK) s = head_chunk(m, r, tape, x, y, &leaf, scale, sum, each ? each + at : NULL);
     wf_scope_close(r->c, scope);
   }
+  wf_tape_free(tape);
   if (dh) wf_leaf_release(&m->head->leaf);
   return s;
 }
 
 wf_status wf_model_loss(wf_model *m, wf_run *r, wf_tensor *h, wf_tensor *labels, double *sum, double *each) {
   if (wf_is_poison(h)) return wf_ctx_check(r->c);
-  return head(m, r, NULL, h, labels, NULL, 0, sum, each);
+  return head(m, r, h, labels, NULL, 0, sum, each);
 }
 
 /* ---- pieces ---- */
@@ -110,29 +115,26 @@ wf_status wf_piece_forward(wf_model *m, const wf_run *r, wf_tensor *ids, wf_tens
   *p = (wf_piece){.m = m, .run = *r, .n_slots = r->state ? m->state.n : 0};
   wf_scope s = wf_scope_open(r->c);
   wf_status st = forward(p, ids, labels);
-  for (int i = 0; i < p->n_slots; i++) /* outlive the scope, for wf_state_advance */
-    if (r->state->out[i]) wf_keep(r->state->out[i]);
   wf_scope_close(r->c, s);
-  for (int i = 0; i < p->n_slots; i++)
-    if (r->state->out[i]) wf_adopt(r->state->out[i]);
+  for (int i = 0; i < p->n_slots && st == WF_OK; i++) /* they outlive the scope, for wf_state_advance */
+    if (p->state_out[i]) {
+      r->state->out[i] = wf_adopt(wf_keep(p->state_out[i]));
+      st = wf_ctx_check(r->c);
+    }
   if (st != WF_OK) wf_piece_free(p);
   return st;
 }
 
 wf_status wf_piece_backward(wf_piece *p, double scale, wf_tensor *const *d_state, bool last, double *loss) {
   wf_ctx *c = p->run.c;
-  wf_tape *head_tape;
-  WF_TRY(wf_tape_create(c, &head_tape));
+  wf_tensor **root = wf_calloc("piece", (size_t)p->n_slots + 1, 2 * sizeof *root);
+  if (!root) return wf_frame_at(__FILE__, __LINE__, __func__, WF_ENOMEM);
   wf_scope s = wf_scope_open(c);
-  wf_tensor *dh = wf_empty_like(c, "gradient", p->h),
-            *h = wf_view_raw(p->h, p->h->ndim, p->h->shape, p->h->stride, 0);
-  wf_status st = wf_is_poison(dh) || wf_is_poison(h) ? wf_ctx_check(c) : WF_OK;
-  if (st == WF_OK) st = head(p->m, &p->run, head_tape, h, p->labels, dh, scale, loss, NULL);
-  wf_tape_free(head_tape);
-  wf_tensor **root = wf_calloc("piece", (size_t)p->n_slots + 1, 2 * sizeof *root),
-            **cot = root + p->n_slots + 1;
-  if (!root) st = WF_ENOMEM;
+  wf_tensor *dh = wf_empty_like(c, "gradient", p->h);
+  wf_status st = wf_is_poison(dh) ? wf_ctx_check(c) : WF_OK;
+  if (st == WF_OK) st = head(p->m, &p->run, p->h, p->labels, dh, scale, loss, NULL);
   if (st == WF_OK) {
+    wf_tensor **cot = root + p->n_slots + 1;
     int n = 0;
     root[n] = p->h;
     cot[n++] = dh;

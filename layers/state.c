@@ -72,12 +72,14 @@ void wf_state_free(wf_state *s) {
   wf_free(s);
 }
 
-void wf_state_advance(wf_state *s, const wf_rows *rows) {
+wf_status wf_state_advance(wf_state *s, const wf_rows *rows) {
   for (int i = 0; i < s->spec->n; i++) {
-    if (!s->out[i]) continue;
-    wf_tensor *o = s->out[i]; /* a header of its own: no variable of the tape that made it */
+    wf_tensor *o = s->out[i];
+    if (!o) continue;
+    o = wf_view_raw(o, o->ndim, o->shape, o->stride, 0); /* no variable of the tape that made it */
+    if (wf_is_poison(o)) return wf_ctx_failure(s->c);
     wf_drop(s->in[i]);
-    s->in[i] = wf_keep(wf_view_raw(o, o->ndim, o->shape, o->stride, 0));
+    s->in[i] = wf_keep(o);
     s->out[i] = NULL;
   }
   for (int64_t r = 0; r < rows->n; r++)
@@ -85,6 +87,7 @@ void wf_state_advance(wf_state *s, const wf_rows *rows) {
       int64_t end = rows->row[r].place + rows->row[r].len, *at = &s->position[rows->row[r].lane];
       if (end > *at) *at = end; /* a replay goes over the same places again */
     }
+  return WF_OK;
 }
 
 wf_status wf_state_reset(wf_state *s) {

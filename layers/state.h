@@ -59,8 +59,8 @@ wf_status wf_state_create(wf_ctx *c, const wf_state_spec *spec, wf_dtype dtype, 
 void wf_state_free(wf_state *s);
 
 /* Take what forward left: out becomes in, positions move past the rows that leave state. Call inside the
- * scope of the forward. */
-void wf_state_advance(wf_state *s, const wf_rows *rows);
+ * scope of the forward. After a failure the state is to be reset or returned to a mark. */
+wf_status wf_state_advance(wf_state *s, const wf_rows *rows);
 wf_status wf_state_reset(wf_state *s); /* zero, positions 0 */
 
 /* The entering tensors alone, to come back to: an array of n references. Growing slots need none: replay

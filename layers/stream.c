@@ -6,24 +6,32 @@
 
 /* ---- cutting ---- */
 
-/* The first place of each lane in the batch. */
-static int64_t *lane_starts(const wf_tokens *t) {
-  int64_t *start = wf_alloc("rows", ((size_t)t->n_lanes + 1) * sizeof *start);
-  if (!start) return NULL;
-  for (int64_t i = 0; i < t->n_lanes; i++) start[i] = INT64_MAX;
+/* The first place of each lane in the batch; wf_free. */
+static wf_status lane_starts(const wf_tokens *t, int64_t **start) {
   for (int64_t i = 0; i < t->n_rows; i++)
-    if (t->row[i].place < start[t->row[i].lane]) start[t->row[i].lane] = t->row[i].place;
-  return start;
+    if (t->row[i].lane < 0 || t->row[i].lane >= t->n_lanes)
+      return WF_FAIL(WF_EINVAL, "row %lld: lane %lld of %lld", (long long)i, (long long)t->row[i].lane,
+                     (long long)t->n_lanes);
+  WF_ALLOC(*start, "rows", ((size_t)t->n_lanes + 1) * sizeof **start);
+  for (int64_t i = 0; i < t->n_lanes; i++) (*start)[i] = INT64_MAX;
+  for (int64_t i = 0; i < t->n_rows; i++) {
+    int64_t *at = &(*start)[t->row[i].lane];
+    if (t->row[i].place < *at) *at = t->row[i].place;
+  }
+  return WF_OK;
 }
 
-int64_t wf_tokens_longest(const wf_tokens *t) {
-  int64_t *start = lane_starts(t), longest = 0;
-  for (int64_t i = 0; start && i < t->n_rows; i++) {
+/* Tokens in the longest lane. */
+static wf_status longest_lane(const wf_tokens *t, int64_t *longest) {
+  int64_t *start;
+  *longest = 0;
+  WF_TRY(lane_starts(t, &start));
+  for (int64_t i = 0; i < t->n_rows; i++) {
     int64_t end = t->row[i].place + t->row[i].len - start[t->row[i].lane];
-    if (end > longest) longest = end;
+    if (end > *longest) *longest = end;
   }
   wf_free(start);
-  return longest;
+  return WF_OK;
 }
 
 void wf_tokens_free(wf_tokens *t) {
@@ -57,12 +65,14 @@ static void cut_rows(const wf_tokens *t, const int64_t *start, int64_t begin, in
 }
 
 wf_status wf_tokens_cut(const wf_tokens *t, int64_t begin, int64_t end, wf_tokens *out) {
-  int64_t *start = lane_starts(t);
+  int64_t *start;
+  *out = (wf_tokens){0};
+  WF_TRY(lane_starts(t, &start));
   wf_row *row = wf_alloc("rows", ((size_t)t->n_rows + 1) * sizeof *row);
   int32_t *ids = wf_alloc("rows", ((size_t)t->n_tokens + 1) * sizeof *ids);
   int32_t *labels = wf_alloc("rows", ((size_t)t->n_tokens + 1) * sizeof *labels);
   *out = (wf_tokens){.n_lanes = t->n_lanes, .row = row, .ids = ids, .labels = labels};
-  bool ok = start && row && ids && labels;
+  bool ok = row && ids && labels;
   if (ok)
     cut_rows(t, start, begin, end, out, row, ids, labels);
   else
@@ -115,7 +125,7 @@ static wf_status pass(wf_model *m, const wf_step *s, const wf_tokens *t, wf_stat
     wf_tensor *h = wf_model_trunk(m, &r, l.ids);
     if (wf_is_poison(h)) st = wf_ctx_check(c);
     if (st == WF_OK && loss) st = wf_model_loss(m, &r, h, l.labels, loss, each);
-    if (st == WF_OK && state) wf_state_advance(state, l.rows);
+    if (st == WF_OK && state) st = wf_state_advance(state, l.rows);
   }
   unload(&l);
   wf_scope_close(c, scope);
@@ -135,7 +145,7 @@ static wf_status differentiate(wf_model *m, const wf_step *s, const wf_tokens *t
     wf_run r = run_of(m, s, l.rows, state);
     st = wf_piece_forward(m, &r, l.ids, l.labels, &p);
     if (st == WF_OK) st = wf_piece_backward(&p, scale, d_state, last, loss);
-    if (st == WF_OK && state) wf_state_advance(state, l.rows);
+    if (st == WF_OK && state) st = wf_state_advance(state, l.rows);
   }
   for (int i = 0; i < p.n_slots && d_state && st == WF_OK; i++) {
     wf_drop(d_state[i]);
@@ -159,6 +169,7 @@ typedef struct streamed {
   int64_t n;
   wf_tokens *piece;    /* [n] */
   wf_tensor ***mark;   /* [n] the state entering each piece */
+  wf_tensor **end;     /* the state after the last one, where the next batch goes on */
   wf_tensor **d_state; /* [slots] */
   wf_state *state;
 } streamed;
@@ -168,6 +179,7 @@ static void free_streamed(streamed *x, bool own_state) {
     if (x->piece) wf_tokens_free(&x->piece[k]);
     if (x->mark && x->mark[k]) wf_state_drop_mark(x->state, x->mark[k]);
   }
+  if (x->state) wf_state_drop_mark(x->state, x->end);
   for (int i = 0; x->state && x->d_state && i < x->state->spec->n; i++) wf_drop(x->d_state[i]);
   if (own_state) wf_state_free(x->state);
   wf_free(x->piece);
@@ -186,27 +198,25 @@ static wf_status forward_pieces(wf_model *m, const wf_step *s, const wf_tokens *
 
 static wf_status backward_pieces(wf_model *m, const wf_step *s, streamed *x, double scale, bool last,
                                  double *loss) {
-  wf_tensor **end = NULL;
   for (int64_t k = x->n - 1; k >= 0; k--) {
     double part;
     wf_state_return(x->state, x->mark[k]);
     WF_TRY(differentiate(m, s, &x->piece[k], x->state, x->d_state, scale, last && k == 0, &part));
     *loss += part;
-    if (k == x->n - 1) WF_TRY(wf_state_mark(x->state, &end)); /* what the next batch starts from */
+    if (k == x->n - 1) WF_TRY(wf_state_mark(x->state, &x->end));
   }
-  wf_state_return(x->state, end);
-  wf_state_drop_mark(x->state, end);
-  return zero_twins(x->state);
+  wf_state_return(x->state, x->end);
+  return WF_OK;
 }
 
 wf_status wf_step_gradient(wf_model *m, const wf_step *s, const wf_tokens *t, double scale, bool last,
                            double *loss) {
   *loss = 0;
-  int64_t longest = wf_tokens_longest(t);
-  if (s->stream <= 0 || s->stream >= longest) {
-    WF_TRY(differentiate(m, s, t, s->state, NULL, scale, last, loss));
-    return s->state ? zero_twins(s->state) : WF_OK;
-  }
+  int64_t longest;
+  WF_TRY(longest_lane(t, &longest));
+  if (s->state) WF_TRY(zero_twins(s->state));
+  if (s->stream <= 0 || s->stream >= longest)
+    return differentiate(m, s, t, s->state, NULL, scale, last, loss);
   streamed x = {.n = (longest + s->stream - 1) / s->stream, .state = s->state};
   const wf_state_spec *spec = wf_model_state_spec(m);
   wf_status st = WF_OK;
@@ -224,7 +234,8 @@ wf_status wf_step_gradient(wf_model *m, const wf_step *s, const wf_tokens *t, do
 
 wf_status wf_step_loss(wf_model *m, const wf_step *s, const wf_tokens *t, double *loss, double *each) {
   *loss = 0;
-  int64_t longest = wf_tokens_longest(t);
+  int64_t longest;
+  WF_TRY(longest_lane(t, &longest));
   if (s->stream <= 0 || s->stream >= longest) return pass(m, s, t, s->state, loss, each);
   if (each) return WF_FAIL(WF_EINVAL, "losses of single tokens are given for whole batches only");
   wf_state *state = s->state;

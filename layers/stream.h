@@ -26,7 +26,6 @@ typedef struct wf_tokens {
  */
 wf_status wf_tokens_cut(const wf_tokens *t, int64_t begin, int64_t end, wf_tokens *out);
 void wf_tokens_free(wf_tokens *t);
-int64_t wf_tokens_longest(const wf_tokens *t); /* tokens in the longest lane */
 
 typedef struct wf_step {
   int64_t stream; /* tokens of each lane in a piece; 0: the whole batch at once */

@@ -171,7 +171,7 @@ void wf_trial_simulate(wf_trial *x, int n, const int64_t *cuts, double *grad, do
     wf_run run = {
         .c = c, .rows = k->rows, .state = state, .train = step.train, .step = step.step, .seed = step.seed};
     OK(wf_piece_forward(x->m, &run, k->ids, k->labels, &k->piece));
-    wf_state_advance(state, k->rows);
+    OK(wf_state_advance(state, k->rows));
   }
   *loss = 0;
   wf_tensor **d_state = wf_calloc("test", (size_t)spec->n + 1, sizeof(wf_tensor *));
@@ -204,7 +204,7 @@ static void run_logits(wf_trial *x, const wf_tokens *t, wf_state *state, double 
   wf_tensor *y = wf_model_logits(x->m, &run, wf_model_trunk(x->m, &run, ids));
   OK(wf_ctx_check(c));
   OK(wf_to_host(wf_cast(c, y, WF_F64), logits));
-  if (state) wf_state_advance(state, rows);
+  if (state) OK(wf_state_advance(state, rows));
   wf_rows_free(rows);
   wf_scope_close(c, s);
 }
