@@ -79,7 +79,8 @@ static const wf_option train_table[] = {
                "decay, matrix and lr by parameter, such as \"*.gate.weight no_decay; @embedding lr=0.5\""),
     WF_OPT_I64(wf_config_train, max_skipped, "10", 0, 1e9,
                "steps in a row with a non-finite loss or gradient before the run stops"),
-    WF_OPT_STR(wf_config_train, init, NULL, "weights to start from: a checkpoint; weft convert makes one of safetensors"),
+    WF_OPT_STR(wf_config_train, init, NULL,
+               "weights to start from: a checkpoint; weft convert makes one of safetensors"),
     WF_OPT_END};
 
 static const wf_option parallel_table[] = {
