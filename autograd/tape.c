@@ -30,6 +30,14 @@ void wf_leaf_release(wf_leaf *leaf) {
   maybe_final(leaf);
 }
 
+wf_status wf_leaf_finish(wf_leaf *leaf) {
+  if (leaf->written) return WF_OK;
+  WF_TRY(wf_tensor_zero(leaf->grad));
+  leaf->written = true;
+  maybe_final(leaf);
+  return WF_OK;
+}
+
 static void use_leaf(wf_tape *t, int32_t var, int64_t by) {
   wf_leaf *leaf = var < 0 ? NULL : t->vars[var].leaf;
   if (!leaf) return;

@@ -39,7 +39,8 @@ typedef struct wf_leaf {
 
 void wf_leaf_reset(wf_leaf *leaf); /* a new step: not written, not finished */
 void wf_leaf_hold(wf_leaf *leaf);
-void wf_leaf_release(wf_leaf *leaf); /* may call `final` */
+void wf_leaf_release(wf_leaf *leaf);     /* may call `final` */
+wf_status wf_leaf_finish(wf_leaf *leaf); /* a step's end: a gradient that nothing wrote is zero, and final */
 
 wf_status wf_tape_create(wf_ctx *c, wf_tape **out);
 void wf_tape_free(wf_tape *t); /* an unconsumed tape gives its uses of leaves back */

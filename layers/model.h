@@ -87,7 +87,8 @@ wf_status wf_piece_forward(wf_model *m, const wf_run *r, wf_tensor *ids, wf_tens
 /* Adds the gradient of scale * (sum of losses) + <d_state, state_out> to the parameters' leaves and leaves
  * that of the entering state in p->state_in. d_state [n slots] or NULL: gradients of state_out, each may be
  * NULL. `last`: no use of the parameters follows in this step, so they are released (wf_params_hold at the
- * step's start) and become final one by one. *loss receives the sum of losses, unscaled. */
+ * step's start) and become final one by one; what nothing has written is zero then. *loss receives the sum of
+ * losses, unscaled. */
 wf_status wf_piece_backward(wf_piece *p, double scale, wf_tensor *const *d_state, bool last, double *loss);
 void wf_piece_free(wf_piece *p);
 

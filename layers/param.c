@@ -141,6 +141,10 @@ void wf_params_hold(wf_params *ps) {
 void wf_params_release(wf_params *ps) {
   for (int i = 0; i < ps->n; i++) wf_leaf_release(&ps->param[i]->leaf);
 }
+wf_status wf_params_finish(wf_params *ps) {
+  for (int i = 0; i < ps->n; i++) WF_TRY(wf_leaf_finish(&ps->param[i]->leaf));
+  return WF_OK;
+}
 
 void wf_params_free(wf_params *ps) {
   for (int i = 0; i < ps->n; i++) {

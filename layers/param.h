@@ -88,7 +88,8 @@ wf_status wf_params_watch(wf_params *ps, wf_tape *t); /* every value becomes a v
 void wf_params_reset(wf_params *ps);                  /* a new step: no gradient is written */
 void wf_params_hold(wf_params *ps);                   /* more uses will follow the next backward */
 void wf_params_release(wf_params *ps);
-void wf_params_free(wf_params *ps); /* contents, not `ps` itself; before their context */
+wf_status wf_params_finish(wf_params *ps); /* after a step's last backward: what nothing wrote is zero */
+void wf_params_free(wf_params *ps);        /* contents, not `ps` itself; before their context */
 
 #ifdef __cplusplus
 }

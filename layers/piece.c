@@ -145,6 +145,7 @@ wf_status wf_piece_backward(wf_piece *p, double scale, wf_tensor *const *d_state
       }
     if (last) wf_params_release(&p->m->params);
     st = wf_backward(p->tape, n, root, cot);
+    if (last && st == WF_OK) st = wf_params_finish(&p->m->params);
   }
   wf_free(root);
   wf_scope_close(c, s);

@@ -91,6 +91,9 @@ typedef struct loaded {
 static wf_status load(wf_ctx *c, const wf_tokens *t, loaded *l) {
   *l = (loaded){0};
   WF_TRY(wf_rows_create(c, t->n_rows, t->row, t->n_lanes, &l->rows));
+  if (l->rows->n_tokens != t->n_tokens)
+    return WF_FAIL(WF_EINVAL, "rows of %lld tokens for a batch of %lld", (long long)l->rows->n_tokens,
+                   (long long)t->n_tokens);
   wf_scope s = wf_scope_open(c);
   l->ids = wf_keep(wf_from_host(c, "batch", WF_I32, WF_SHAPE(t->n_tokens), t->ids));
   l->labels = wf_keep(wf_from_host(c, "batch", WF_I32, WF_SHAPE(t->n_tokens), t->labels));
