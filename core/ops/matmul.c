@@ -76,11 +76,9 @@ WF_KERNEL(matmul) {
   return WF_OK;
 }
 
-enum {
-  SUMS = 256 / sizeof(real), /* beside each other in a dot product */
-  AHEAD =
-      6144 / sizeof(real) /* of a weight's use it is asked for: the hardware's own guesses end with a page */
-};
+/* SUMS lie beside each other in a dot product. A weight is asked for AHEAD of its use: the hardware's own
+ * guesses end with a page. */
+enum { SUMS = 256 / sizeof(real), AHEAD = 6144 / sizeof(real) };
 
 /* x . w over d; w is read for the first time, or again. */
 static inline real dot(int64_t d, const real *x, const real *w, bool first) {
