@@ -169,8 +169,6 @@ free_run() {
 
 train() {
   local run
-  # Threads that wait without spinning: a few percent on an idle machine, several times the speed beside other work.
-  export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
   mkdir -p data-cache runs
   if [ $# -gt 0 ]; then
     data_own "$@"

@@ -19,6 +19,7 @@
 
 #include "core/device.h"
 #include "core/file.h"
+#include "experiments/environment.h"
 #include "experiments/command.h"
 #include "experiments/rates.h"
 #include "experiments/text.h"
@@ -83,23 +84,20 @@ static void measure(doctor *d, wf_device *cpu) {
   wf_ctx_free(ctx);
 }
 
-/* Returns whether kernels may use AVX-512. */
-static bool check_processor(doctor *d) {
+static void check_processor(doctor *d) {
   char model[256] = "unknown model";
   wf_device *cpu;
   proc_field("/proc/cpuinfo", "model name", model, sizeof model);
   say("processor", "%s", model);
   if (wf_device_open(WF_CPU, 0, &cpu) != WF_OK) {
     problem(d, true, wf_error_message(), *wf_error_hint() ? wf_error_hint() : "kernels cannot run here");
-    return false;
+    return;
   }
   say("device", "%s", wf_device_name(cpu));
   if (wf_device_isa(cpu) == WF_ISA_BASE && getenv("WEFT_ISA"))
     problem(d, false, "WEFT_ISA keeps the kernels to the oldest instruction set", "unset WEFT_ISA");
-  const bool avx512 = wf_device_isa(cpu) == WF_ISA_V4;
   measure(d, cpu);
   wf_device_close(cpu);
-  return avx512;
 }
 
 /* Hardware threads that this process may use, and the physical cores among them. */
@@ -160,22 +158,20 @@ static void check_memory(doctor *d) {
     problem(d, false, "less than 0.5 GiB of memory is available", "end other programs");
 }
 
-static void check_blas(doctor *d, bool avx512) {
+static void check_blas(doctor *d) {
   static const char *const flavours[] = {"sequential", "threads of its own", "OpenMP"};
   const int flavour = openblas_get_parallel();
-  const char *core = openblas_get_corename();
   say("openblas", "%s, kernels for %s, %d threads",
-      flavour >= 0 && flavour <= 2 ? flavours[flavour] : "unknown flavour", core, openblas_get_num_threads());
+      flavour >= 0 && flavour <= 2 ? flavours[flavour] : "unknown flavour", wf_blas_core(),
+      openblas_get_num_threads());
   if (flavour != 2)
     problem(d, false, "OpenBLAS is not the OpenMP flavour, its threads and Weft's disturb each other",
             "install libopenblas-openmp-dev (Debian, Ubuntu) and build again, or check LD_LIBRARY_PATH");
-  const bool old =
-      strcmp(core, "Prescott") == 0 || strcmp(core, "Generic") == 0 || strcmp(core, "generic") == 0;
-  if (old || (avx512 && (strcmp(core, "Haswell") == 0 || strcmp(core, "Zen") == 0)))
-    problem(d, false, "OpenBLAS does not use the vector instructions that this processor has",
-            getenv("OPENBLAS_CORETYPE") ? "unset OPENBLAS_CORETYPE"
-            : avx512                    ? "set OPENBLAS_CORETYPE=SkylakeX, or install a newer OpenBLAS"
-                                        : "install a newer OpenBLAS");
+  const char *better = wf_blas_better_core();
+  char hint[80];
+  snprintf(hint, sizeof hint, "unset OPENBLAS_CORETYPE, or set it to %s", better ? better : "");
+  if (better)
+    problem(d, false, "OpenBLAS does not use the vector instructions that this processor has", hint);
 }
 
 static bool in_path(const char *program) {
@@ -229,10 +225,10 @@ static wf_status run(const wf_args *args) {
   (void)args;
   doctor d = {0};
   say("weft", "%s", WEFT_VERSION);
-  const bool avx512 = check_processor(&d);
+  check_processor(&d);
   check_threads(&d);
   check_memory(&d);
-  check_blas(&d, avx512);
+  check_blas(&d);
   check_mpi();
   check_gpu(&d);
   check_hdf5(&d);
