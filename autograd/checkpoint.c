@@ -53,6 +53,9 @@ wf_status wf_checkpoint(wf_ctx *c, wf_fn fn, const void *arg, size_t arg_size, i
                         int n_out, wf_tensor **out) {
   wf_tape *t = wf_tape_of(c);
   if (!t) return fn(c, arg, n_in, in, n_out, out);
+  if (n_in > WF_MAX_IN || n_out > WF_MAX_IN)
+    return WF_FAIL(WF_EINVAL, "a recomputed function of %d inputs and %d outputs; at most %d", n_in, n_out,
+                   WF_MAX_IN);
   tracer tr = {.tape = t, .n_in = n_in, .in = in};
   wf_recorder before = wf_ctx_set_recorder(c, (wf_recorder){&tr, trace});
   wf_status s = fn(c, arg, n_in, in, n_out, out);

@@ -128,8 +128,11 @@ wf_tensor *wf_tape_reshaped(wf_tensor *x, int ndim, const int64_t *shape) {
     stride[ndim - 2] = x->stride[ndim - 2] * shape[ndim - 1];
     return wf_view_raw(x, ndim, shape, stride, 0);
   }
-  if (wf_is_contiguous(x)) return wf_view_raw(x, ndim, shape, NULL, 0);
-  return wf_poison(x->ctx, WF_FAIL(WF_ESHAPE, "another shape of one variable needs a contiguous tensor"));
+  wf_tensor *v = wf_view_raw(x, ndim, shape, NULL, 0);
+  if (wf_is_poison(v) || (wf_is_contiguous(x) && wf_numel(v) == wf_numel(x))) return v;
+  char a[96], b[96];
+  return wf_poison(x->ctx, WF_FAIL(WF_ESHAPE, "%s is no other shape of %s, or that is not contiguous",
+                                   wf_dims_text(ndim, shape, a), wf_shape_text(x, b)));
 }
 
 wf_tensor *wf_same_variable(wf_tensor *x, int ndim, const int64_t *shape) {

@@ -1,6 +1,6 @@
 /* attend: where the keys lie, in three cases that the kernel does not tell apart.
  *
- *   all rows fresh       the keys are the call's own tokens
+ *   no state             every row is fresh: the keys are the call's own tokens
  *   a window             the call's tokens with the last window-1 before them (a fixed state)
  *   otherwise            the lane's cache: append, then read from the document's start
  *

@@ -37,7 +37,7 @@ typedef struct wf_step {
 
 /* Adds the gradient of scale * (sum of losses) to the parameters' leaves; *loss is the sum of losses. The
  * caller has called wf_params_reset and wf_params_hold at the step's start; `last` releases (see
- * wf_piece_backward). */
+ * wf_piece_backward). After a failure the state is to be reset. */
 wf_status wf_step_gradient(wf_model *m, const wf_step *s, const wf_tokens *t, double scale, bool last,
                            double *loss);
 

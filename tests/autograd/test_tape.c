@@ -159,6 +159,13 @@ START_TEST(errors_are_sticky_and_named) {
   ck_assert_ptr_nonnull(strstr(wf_error_message(), "[5]"));
   ck_assert_int_eq(wf_ctx_check(c), WF_OK);
   ck_assert(!wf_is_poison(wf_exp(c, x)));
+  ck_assert(wf_is_poison(wf_same_variable(x, WF_SHAPE(3, 2, 3)))); /* 12 numbers are not 18 */
+  ck_assert_int_eq(wf_ctx_check(c), WF_ESHAPE);
+  double number;
+  ck_assert_int_eq(wf_item(wf_add(c, x, y), &number), WF_ESHAPE); /* reading takes the failure */
+  ck_assert_int_eq(wf_ctx_check(c), WF_OK);
+  ck_assert_int_eq(wf_item(z, &number), WF_EINTERNAL); /* taken above: still no success */
+  ck_assert_int_eq(wf_ctx_check(c), WF_OK);
   wf_scope_close(c, s);
 }
 END_TEST
