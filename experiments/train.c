@@ -78,6 +78,8 @@ static void say_refused(void *arg, const char *path, const char *why) {
 static wf_status open_folder(run *r, char **from) {
   char path[4096];
   *from = NULL;
+  if (strlen(r->cfg->run.dir) > sizeof path - 100)
+    return WF_FAIL(WF_EINVAL, "run.dir is a path of more than %zu bytes", sizeof path - 100);
   join(path, r, "config.yaml");
   bool exists = wf_file_exists(path);
   if (exists && !r->o->resume && !r->o->overwrite)
