@@ -27,50 +27,73 @@ static wf_status gemm(wf_ctx *ctx, bool at, bool bt, int64_t m, int64_t n, int64
   return wf_gemm(at, bt, m, n, k, a, lda, b, ldb, add, c, ldc);
 }
 
+/* What one matmul multiplies: `batch` products of equal sizes. */
+typedef struct products {
+  wf_ctx *ctx;
+  const wf_tensor *a, *b, *y;
+  matrix ma, mb, my;
+  int64_t m, n, k, batch;
+  bool add;
+} products;
+
+/* The part-th of `parts` ranges of the batch. */
+static wf_status some_products(const products *p, int part, int parts) {
+  const wf_tensor *a = p->a, *b = p->b, *y = p->y;
+  int last = y->ndim - 1;
+  for (int64_t i = wf_range_begin(p->batch, part, parts); i < wf_range_begin(p->batch, part + 1, parts);
+       i++) {
+    int64_t rest = i, ao = 0, bo = 0, yo = 0;
+    for (int d = last - 2; d >= 0; d--) {
+      int64_t at = rest % y->shape[d];
+      rest /= y->shape[d];
+      ao += at * a->stride[d];
+      bo += at * b->stride[d];
+      yo += at * y->stride[d];
+    }
+    const real *pa = (const real *)wf_data(a) + ao, *pb = (const real *)wf_data(b) + bo;
+    real *py = (real *)wf_data(y) + yo;
+    if (p->my.t) /* a transposed destination: y^T = b^T a^T */
+      WF_TRY(gemm(p->ctx, !p->mb.t, !p->ma.t, p->n, p->m, p->k, pb, p->mb.ld, pa, p->ma.ld, p->add, py,
+                  p->my.ld));
+    else
+      WF_TRY(
+          gemm(p->ctx, p->ma.t, p->mb.t, p->m, p->n, p->k, pa, p->ma.ld, pb, p->mb.ld, p->add, py, p->my.ld));
+  }
+  return WF_OK;
+}
+
 WF_KERNEL(matmul) {
   wf_tensor *a = call->in[0], *b = call->in[1], *y = call->out[0];
-  const bool add = call->add & 1;
-  matrix ma, mb, my;
-  if (!as_blas(a, &ma)) {
+  products p = {.ctx = call->ctx, .y = y, .batch = 1, .add = call->add & 1};
+  if (!as_blas(a, &p.ma)) {
     a = wf_contiguous_raw(call->ctx, a);
     if (wf_is_poison(a)) return call->ctx->status;
-    as_blas(a, &ma);
+    as_blas(a, &p.ma);
   }
-  if (!as_blas(b, &mb)) {
+  if (!as_blas(b, &p.mb)) {
     b = wf_contiguous_raw(call->ctx, b);
     if (wf_is_poison(b)) return call->ctx->status;
-    as_blas(b, &mb);
+    as_blas(b, &p.mb);
   }
-  if (!as_blas(y, &my))
+  if (!as_blas(y, &p.my))
     return WF_FAIL(WF_EINTERNAL, "the product's destination has no dimension of stride 1");
+  p.a = a;
+  p.b = b;
   int last = y->ndim - 1;
-  int64_t m = y->shape[last - 1], n = y->shape[last], k = a->shape[last], batch = 1;
-  for (int d = 0; d < last - 1; d++) batch *= y->shape[d];
-  if (batch == 0) return WF_OK;
-  bool beside = batch > 1 && m * n * k < 256 * 256 * 256; /* small ones run beside each other */
+  p.m = y->shape[last - 1];
+  p.n = y->shape[last];
+  p.k = a->shape[last];
+  for (int d = 0; d < last - 1; d++) p.batch *= y->shape[d];
+  if (p.batch == 0) return WF_OK;
+  bool beside = p.batch > 1 && p.m * p.n * p.k < 256 * 256 * 256; /* small ones run beside each other */
+  int parts = beside ? wf_threads_for(p.batch, p.m * p.n * p.k / 16 + 1) : 1;
+  /* Never from a region of one thread: BLAS's own region would be nested there, with new threads each time.
+   */
+  if (parts <= 1) return some_products(&p, 0, 1);
   wf_status part_status[256];
-  int parts = beside ? wf_threads_for(batch, m * n * k / 16 + 1) : 1;
   if (parts > 256) parts = 256;
 #  pragma omp parallel for num_threads(parts) schedule(static, 1)
-  for (int part = 0; part < parts; part++) {
-    part_status[part] = WF_OK;
-    for (int64_t i = wf_range_begin(batch, part, parts); i < wf_range_begin(batch, part + 1, parts); i++) {
-      int64_t rest = i, ao = 0, bo = 0, yo = 0;
-      for (int d = last - 2; d >= 0; d--) {
-        int64_t at = rest % y->shape[d];
-        rest /= y->shape[d];
-        ao += at * a->stride[d];
-        bo += at * b->stride[d];
-        yo += at * y->stride[d];
-      }
-      const real *pa = (const real *)wf_data(a) + ao, *pb = (const real *)wf_data(b) + bo;
-      real *py = (real *)wf_data(y) + yo;
-      /* a transposed destination: y^T = b^T a^T */
-      wf_status s = my.t ? gemm(call->ctx, !mb.t, !ma.t, n, m, k, pb, mb.ld, pa, ma.ld, add, py, my.ld)
-                         : gemm(call->ctx, ma.t, mb.t, m, n, k, pa, ma.ld, pb, mb.ld, add, py, my.ld);
-      if (s != WF_OK) part_status[part] = s;
-    }
-  }
+  for (int part = 0; part < parts; part++) part_status[part] = some_products(&p, part, parts);
   for (int part = 0; part < parts; part++)
     if (part_status[part] != WF_OK) return part_status[part];
   return WF_OK;
