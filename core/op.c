@@ -1,11 +1,11 @@
 /* The op registry, dispatch (validate, infer, allocate, run, record) and the profile. */
+#include "core/clock.h"
 #include "core/ctx_impl.h"
 #include "core/memory.h"
 #include "core/ops.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* ---- registry ---- */
 
@@ -42,12 +42,6 @@ wf_status wf_op_register(const wf_op *op) {
 }
 
 /* ---- profile ---- */
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void wf_ctx_profile(wf_ctx *c, bool on) {
   c->profiling = on;
@@ -139,10 +133,10 @@ static wf_status run_kernel(const wf_call *call) {
   if (!fn) return WF_FAIL(WF_EUNSUPPORTED, "op '%s' has no kernel for %s", op->name, wf_device_name(c->dev));
   if (!c->profiling) return fn(call);
   wf_device_sync(c->dev);
-  double t0 = now();
+  double t0 = wf_now();
   wf_status s = fn(call);
   wf_device_sync(c->dev);
-  add_profile(c, call, now() - t0);
+  add_profile(c, call, wf_now() - t0);
   return s;
 }
 

@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
-#include <time.h>
+#include "core/clock.h"
 #include "core/memory.h"
 
 typedef struct slot {
@@ -32,12 +32,6 @@ struct wf_loader {
   pthread_cond_t filled, freed;
   int64_t made, given, released; /* batches made, handed out, handed back; batch i lies in slot i % n_slots */
 };
-
-static double seconds(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static wf_status fill_slot(wf_loader *l, slot *s) {
   int64_t n = l->o.batch, left = l->source->per_epoch - l->make_cursor;
@@ -205,9 +199,9 @@ static slot *take(wf_loader *l) {
 wf_status wf_loader_next(wf_loader *l, const wf_batch **batch) {
   *batch = NULL;
   if (!l->last) {
-    double start = seconds();
+    double start = wf_now();
     slot *s = take(l);
-    l->waited += seconds() - start;
+    l->waited += wf_now() - start;
     if (!s->end && s->status == WF_OK) {
       l->cursor = s->batch.cursor;
       *batch = &s->batch;

@@ -1,15 +1,8 @@
 /* Measured rates of the machine: ops of core, timed. */
 #include "experiments/rates.h"
+#include "core/clock.h"
 #include "core/ops.h"
 #include "core/ops_optim.h"
-
-#include <time.h>
-
-double wf_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* The shortest of some trials of op(in) into out. */
 static wf_status shortest(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, wf_tensor *out,

@@ -6,6 +6,7 @@
 #ifndef WF_EXPERIMENTS_RATES_H
 #define WF_EXPERIMENTS_RATES_H
 
+#include "core/clock.h"
 #include "core/tensor.h"
 
 #ifdef __cplusplus
@@ -24,8 +25,6 @@ wf_status wf_rate_memory(wf_ctx *c, double seconds, double *read, double *copy);
 
 /* Exponentials of f32 a second, in cache. */
 wf_status wf_rate_exp(wf_ctx *c, double seconds, double *exps);
-
-double wf_now(void); /* seconds of a clock that only goes forward */
 
 #ifdef __cplusplus
 }
