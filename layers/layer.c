@@ -56,6 +56,16 @@ wf_status wf_build_param(wf_build *b, const char *name, unsigned flags, wf_init 
   return wf_param_declare(b->params, full, flags, init, ndim, shape, out);
 }
 
+wf_status wf_build_shared_param(wf_build *b, const char *name, unsigned flags, wf_init init, int ndim,
+                                const int64_t *shape, wf_param **out) {
+  wf_param *have = wf_params_find(b->params, name);
+  if (!have) return wf_param_declare(b->params, name, flags, init, ndim, shape, out);
+  if (have->ndim != ndim || memcmp(have->shape, shape, (size_t)ndim * sizeof *shape) != 0)
+    return WF_FAIL(WF_ESHAPE, "the model's parameter '%s' is asked for in two shapes", name);
+  *out = have;
+  return WF_OK;
+}
+
 wf_status wf_build_linear(wf_build *b, const char *name, int64_t in, int64_t out, double std,
                           wf_param **weight, wf_param **bias) {
   char full[128];

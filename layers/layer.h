@@ -75,6 +75,11 @@ const char *wf_layer_nearest(wf_layer_kind kind, const char *name); /* for messa
 /* Declare "prefix.name". */
 wf_status wf_build_param(wf_build *b, const char *name, unsigned flags, wf_init init, int ndim,
                          const int64_t *shape, wf_param **out);
+/* A parameter of the whole model, "name" alone, that several layers use: the first to ask declares it, the
+ * others get the same one (and must ask for the same shape). HGRN2's lower bounds, a row for each layer, are
+ * such a one. */
+wf_status wf_build_shared_param(wf_build *b, const char *name, unsigned flags, wf_init init, int ndim,
+                                const int64_t *shape, wf_param **out);
 /* A weight [out, in] from N(0, std^2) and, when `bias` is not NULL, a bias [out] of zeros: "name.weight",
  * "name.bias". */
 wf_status wf_build_linear(wf_build *b, const char *name, int64_t in, int64_t out, double std,
