@@ -140,19 +140,25 @@ wf_tensor *wf_conv(wf_ctx *c, wf_tensor *x, wf_tensor *weight, wf_tensor *bias, 
 wf_tensor *wf_halo(wf_ctx *c, wf_tensor *x, int64_t w, wf_tensor *state, const wf_rows *rows,
                    wf_tensor **state_out);
 
-/* ---- scan.c ---- */
+/* ---- scan.c: the linear-recurrence family ---- */
 typedef struct wf_scan_options {
   double scale; /* of q */
   int64_t
       chunk; /* 0: chosen by the kernel; 1: the plain recurrence. Never changes a result beyond rounding */
 } wf_scan_options;
-/* Linear recurrence with a scalar decay for each head and token (mixers 1): S_t = e^{g_t} S_{t-1} + k_t^T
- * v_t, o_t = scale q_t S_t.  q, k [n, H, K]; v [n, H, V]; g [n, H] log decay <= 0; state [lanes, H, K, V] or
- * NULL (all rows fresh); init [H, K, V] or NULL (zero): the learned state of a fresh row. -> o [n, H, V],
- * *state_out [lanes, H, K, V] (may be NULL). State in f32 at least. */
-wf_tensor *wf_scan_scalar(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *g, wf_tensor *state,
-                          wf_tensor *init, const wf_rows *rows, const wf_scan_options *o,
-                          wf_tensor **state_out);
+typedef struct wf_scan_in {
+  wf_tensor *q, *k; /* [n, G, K], G divides H: head h reads group floor(h G / H) */
+  wf_tensor *v;     /* [n, H, V] */
+  wf_tensor *g;     /* log decays <= 0: [n, H] one a head; NULL: none. A constant is an expanded view */
+  wf_tensor *w;     /* [n, H] weights of the writes, or NULL (1) */
+  wf_tensor *beta;  /* [n, H] the delta rule's, or NULL: S_t = P + beta k^T (v - k P), P = e^g S_{t-1} */
+  wf_tensor *init;  /* [H, K, V] or NULL (zero): the learned state of a fresh row */
+} wf_scan_in;
+/* Linear recurrence S_t = e^{g_t} S_{t-1} + w_t k_t^T v_t, o_t = scale q_t S_t (mixers 0, 1); what is given
+ * chooses the kernel. state [lanes, H, K, V] or NULL (all rows fresh) -> o [n, H, V], *state_out [lanes, H,
+ * K, V] (may be NULL). State in f32 at least. */
+wf_tensor *wf_scan(wf_ctx *c, const wf_scan_in *in, wf_tensor *state, const wf_rows *rows,
+                   const wf_scan_options *o, wf_tensor **state_out);
 
 #ifdef __cplusplus
 }

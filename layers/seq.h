@@ -30,10 +30,8 @@ wf_tensor *wf_seq_conv(wf_run *r, int slot, wf_tensor *x, wf_tensor *weight, wf_
 
 /* Slot for heads states of K x V. */
 wf_status wf_seq_scan_state(wf_build *b, const char *name, int64_t heads, int64_t K, int64_t V, int *slot);
-/* Linear recurrence with scalar decay (core/ops.h: wf_scan_scalar): q, k [n, H, K], v [n, H, V], g [n, H];
- * init [H, K, V] or NULL -> o [n, H, V]. */
-wf_tensor *wf_seq_scan(wf_run *r, int slot, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *g,
-                       wf_tensor *init, const wf_scan_options *o);
+/* The linear recurrence of core/ops.h: wf_scan -> o [n, H, V]. */
+wf_tensor *wf_seq_scan(wf_run *r, int slot, const wf_scan_in *in, const wf_scan_options *o);
 
 /* ---- attend ---- */
 

@@ -6,7 +6,7 @@
  * Yang et al. 2024 (Gated Linear Attention), the scalar-gate form of flash-linear-attention's
  * SimpleGatedLinearAttention, whose parameters these are.
  */
-#include "layers/seq.h"
+#include "layers/parts.h"
 #include "core/memory.h"
 
 #include <math.h>
@@ -30,48 +30,42 @@ static const wf_option table[] = {
 
 typedef struct simple_gla {
   int64_t H, K, V;
-  bool conv;
-  double gate_norm, eps;
+  double gate_norm;
   wf_scan_options scan;
   wf_param *w[4]; /* q, k, v and the output gate */
-  wf_param *taps[3];
-  wf_param *decay, *decay_bias, *norm, *out;
-  int conv_slot[3], scan_slot;
+  wf_param *decay, *decay_bias;
+  wf_conv_part conv[3];
+  wf_out_part out;
+  int scan_slot;
 } simple_gla;
 
-static wf_status declare(wf_build *b, simple_gla *g, int64_t width) {
+static wf_status declare(wf_build *b, simple_gla *g, const options *o) {
   static const char *const names[] = {"q", "k", "v", "g"};
-  int64_t d = b->d_model, HK = g->H * g->K, HV = g->H * g->V, wide[] = {HK, HK, HV, HV};
-  for (int i = 0; i < 4; i++) WF_TRY(wf_build_linear(b, names[i], d, wide[i], b->init_std, &g->w[i], NULL));
-  WF_TRY(wf_build_linear(b, "gk", d, g->H, b->init_std, &g->decay, &g->decay_bias));
-  for (int i = 0; i < 3 && g->conv; i++) {
-    char name[32];
-    snprintf(name, sizeof name, "%s_conv.weight", names[i]);
-    WF_TRY(wf_build_param(b, name, 0, wf_init_normal(b->init_std), WF_SHAPE(wide[i], 1, width), &g->taps[i]));
+  int64_t HK = g->H * g->K, HV = g->H * g->V, wide[] = {HK, HK, HV, HV};
+  for (int i = 0; i < 4; i++)
+    WF_TRY(wf_build_linear(b, names[i], b->d_model, wide[i], b->init_std, &g->w[i], NULL));
+  WF_TRY(wf_build_linear(b, "gk", b->d_model, g->H, b->init_std, &g->decay, &g->decay_bias));
+  for (int i = 0; i < 3 && o->conv; i++) {
+    char name[16];
     snprintf(name, sizeof name, "%s_conv", names[i]);
-    WF_TRY(wf_seq_conv_state(b, name, wide[i], width, &g->conv_slot[i]));
+    WF_TRY(
+        wf_part_conv(b, name, wide[i], o->conv_width, wf_init_normal(b->init_std), false, true, &g->conv[i]));
   }
-  WF_TRY(wf_build_param(b, "norm.weight", WF_PARAM_NO_DECAY, wf_init_const(1), WF_SHAPE(g->V), &g->norm));
-  WF_TRY(wf_build_linear(b, "o", HV, d, b->out_std, &g->out, NULL));
+  WF_TRY(wf_part_out(b, g->H, g->V, WF_GLU_SWI, b->norm_eps, &g->out));
   return wf_seq_scan_state(b, "s", g->H, g->K, g->V, &g->scan_slot);
 }
 
 static wf_status init(wf_build *b, const void *opts, void **self) {
   const options *o = opts;
-  int64_t H = o->heads, wk = (int64_t)llround((double)b->d_model * o->expand_k),
-          wv = (int64_t)llround((double)b->d_model * o->expand_v);
-  if (wk % H || wv % H || wk < H || wv < H)
-    return wf_hint(WF_FAIL(WF_EINVAL,
-                           "heads: %lld heads do not divide the widths of keys %lld and values %lld",
-                           (long long)H, (long long)wk, (long long)wv),
-                   "the widths are d_model x expand_k and d_model x expand_v");
+  int64_t K, V;
+  WF_TRY(wf_head_size("keys", b->d_model, o->expand_k, o->heads, &K));
+  WF_TRY(wf_head_size("values", b->d_model, o->expand_v, o->heads, &V));
   simple_gla *g = wf_calloc("model", 1, sizeof *g);
   if (!g) return WF_ENOMEM;
   *self = g;
-  *g = (simple_gla){
-      .H = H, .K = wk / H, .V = wv / H, .conv = o->conv, .gate_norm = o->gate_norm, .eps = b->norm_eps};
-  g->scan = (wf_scan_options){.scale = 1 / sqrt((double)g->K)};
-  return declare(b, g, o->conv_width);
+  *g = (simple_gla){.H = o->heads, .K = K, .V = V, .gate_norm = o->gate_norm};
+  g->scan = (wf_scan_options){.scale = 1 / sqrt((double)K)};
+  return declare(b, g, o);
 }
 
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
@@ -80,23 +74,17 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   wf_tensor *w[4], *y[4];
   for (int i = 0; i < 4; i++) w[i] = wf_value(g->w[i]);
   wf_linear_n(c, x, 4, w, NULL, y);
-  for (int i = 0; i < 3; i++) {
-    if (g->conv) y[i] = wf_seq_conv(r, g->conv_slot[i], y[i], wf_value(g->taps[i]), NULL, true);
-    if (wf_is_poison(y[i])) return y[i];
-    y[i] = wf_same_variable(y[i], WF_SHAPE(y[i]->shape[0], g->H, i < 2 ? g->K : g->V));
-  }
-  wf_tensor *log_decay = wf_affine(
+  for (int i = 0; i < 3; i++) y[i] = wf_as_heads(wf_use_conv(r, &g->conv[i], y[i]), g->H);
+  wf_tensor *decay = wf_affine(
       c, wf_logsigmoid(c, wf_linear(c, x, wf_value(g->decay), wf_value(g->decay_bias))), 1 / g->gate_norm, 0);
-  wf_tensor *o = wf_seq_scan(r, g->scan_slot, y[0], y[1], y[2], log_decay, NULL, &g->scan);
-  o = wf_norm(c, WF_NORM_RMS, o, wf_value(g->norm), NULL, g->eps);
-  o = wf_reshape(c, o, WF_SHAPE(-1, g->H * g->V));
-  return wf_linear(c, wf_glu(c, WF_GLU_SWI, y[3], o), wf_value(g->out), NULL);
+  wf_scan_in in = {.q = y[0], .k = y[1], .v = y[2], .g = decay};
+  return wf_use_out(r, &g->out, wf_seq_scan(r, g->scan_slot, &in, &g->scan), y[3]);
 }
 
 static double flops(const void *self, int64_t T) {
   const simple_gla *g = self;
   (void)T;
-  double d = (double)g->out->shape[0], HK = (double)(g->H * g->K), HV = (double)(g->H * g->V);
+  double d = (double)g->out.out->shape[0], HK = (double)(g->H * g->K), HV = (double)(g->H * g->V);
   return 2 * d * (2 * HK + 3 * HV) + 4 * HK * (double)g->V;
 }
 

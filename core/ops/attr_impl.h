@@ -58,9 +58,21 @@ typedef struct scan_attr {
   wf_scan_options o;
   int64_t lanes;
   int32_t leaves; /* is there an output state */
-  int32_t want;   /* of the gradient: bits 0 q, 1 k, 2 v, 3 g, 4 state, 5 init */
+  int32_t want;   /* of the gradient: bits 0 q, 1 k, 2 v, 3 g, 4 w, 5 state, 6 init */
 } scan_attr;
 
-enum { SCAN_Q, SCAN_K, SCAN_V, SCAN_G, SCAN_STATE, SCAN_INIT, SCAN_TABLE, SCAN_DO, SCAN_DSTATE };
+enum {
+  SCAN_Q,
+  SCAN_K,
+  SCAN_V,
+  SCAN_G, /* log decays or NULL */
+  SCAN_W, /* weights of the writes, or beta of the delta rule, or NULL */
+  SCAN_STATE,
+  SCAN_INIT,
+  SCAN_TABLE,
+  SCAN_DO, /* here on: of the gradient */
+  SCAN_DSTATE,
+  SCAN_INS
+};
 
 #endif

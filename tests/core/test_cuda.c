@@ -214,8 +214,8 @@ static wf_tensor *build_linear(wf_ctx *c, wf_tensor *const *in) {
 static wf_tensor *build_scan(wf_ctx *c, wf_tensor *const *in) {
   wf_rows *rows = two_rows(c, 300);
   wf_tensor *g = wf_affine(c, wf_softplus(c, in[3]), -0.1, 0);
-  wf_tensor *y =
-      wf_scan_scalar(c, in[0], in[1], in[2], g, NULL, in[4], rows, &(wf_scan_options){.scale = 0.3}, NULL);
+  wf_tensor *y = wf_scan(c, &(wf_scan_in){.q = in[0], .k = in[1], .v = in[2], .g = g, .init = in[4]}, NULL,
+                         rows, &(wf_scan_options){.scale = 0.3}, NULL);
   wf_rows_free(rows);
   return y;
 }

@@ -1,20 +1,37 @@
-/* scan_scalar against the recurrence run token by token in double, forwards and backwards: every chunk, odd
- * lengths, heads and widths, decays from 0 to -50, rows that take, leave and begin states; any cut with the
- * state handed over. */
+/* The linear-recurrence family against the recurrence run token by token in double, forwards and backwards:
+ * every member, every chunk, odd lengths, heads and widths, decays from 0 to -50, heads that share q and k,
+ * rows that take, leave and begin states; any cut with the state handed over. */
 #include "tests/core/seq_test.h"
 
 #include <omp.h>
+
+typedef enum write { ADDITIVE, WEIGHTED, DELTA } write;
+
+/* A member of the family: its decay (dimensions of g; 0: none) and its write. */
+typedef struct member {
+  const char *name;
+  int decay;
+  write write;
+} member;
+static const member members[] = {
+    {"no decay", 0, ADDITIVE},
+    {"scalar", 2, ADDITIVE},
+    {"scalar, weighted", 2, WEIGHTED},
+};
+enum { MEMBERS = sizeof members / sizeof *members };
 
 typedef struct problem {
   int64_t rows;
   wf_row row[4];
   int64_t lanes, n, heads, k, v, chunk;
-  double low; /* log decays are in [low, 0]; 0: all zero */
+  int64_t groups; /* 0: heads */
+  double low;     /* log decays are in [low, 0]; 0: all zero */
   bool state, init;
+  const member *m;
 } problem;
 
-enum { Q, K, V, G, STATE, INIT, INPUTS };
-static const char *const name[] = {"dq", "dk", "dv", "dg", "dstate", "dinit"};
+enum { Q, K, V, G, W, STATE, INIT, INPUTS };
+static const char *const name[] = {"dq", "dk", "dv", "dg", "dw", "dstate", "dinit"};
 
 typedef struct expected {
   int64_t count[INPUTS];
@@ -24,59 +41,95 @@ typedef struct expected {
 
 static const double scale = 0.4;
 
+/* The recurrence as its formula says, with e^g the decay of each channel, forwards and backwards:
+ *     P = diag(e^g) S_{t-1},  u = v (additive) or v - k P (delta),  S_t = P + w k^T u,  o = s q S_t. */
 static void one_row(const problem *p, expected *x, const wf_row *r, int64_t h) {
-  int64_t size = p->k * p->v, at_state = (r->lane * p->heads + h) * size;
-  double *s = doubles((r->len + 1) * size), *ds = doubles(size);
+  int64_t K_ = p->k, V_ = p->v, size = K_ * V_, at_state = (r->lane * p->heads + h) * size;
+  int64_t groups = p->groups, group = h * groups / p->heads;
+  bool delta = p->m->write == DELTA;
+  double *s = doubles((r->len + 1) * size), *ds = doubles(size), *prior = doubles(size), *u = doubles(V_),
+         *du = doubles(V_), *keep = doubles(K_);
   const double *from = r->flags & WF_ROW_TAKES ? (p->state ? x->in[STATE] + at_state : NULL)
                        : p->init               ? x->in[INIT] + h * size
                                                : NULL;
   if (from) memcpy(s, from, (size_t)size * sizeof *s);
-  for (int64_t t = 0; t < r->len; t++) {
-    int64_t at = (r->begin + t) * p->heads + h;
-    for (int64_t d = 0; d < p->k; d++)
-      for (int64_t c = 0; c < p->v; c++) {
-        double now = exp(x->in[G][at]) * s[t * size + d * p->v + c] +
-                     x->in[K][at * p->k + d] * x->in[V][at * p->v + c];
-        s[(t + 1) * size + d * p->v + c] = now;
-        x->o[at * p->v + c] += scale * x->in[Q][at * p->k + d] * now;
+  for (int pass = 0; pass < 2; pass++) {
+    if (pass && r->flags & WF_ROW_LEAVES) {
+      memcpy(x->left + at_state, s + r->len * size, (size_t)size * sizeof *s);
+      memcpy(ds, x->dleft + at_state, (size_t)size * sizeof *s);
+    }
+    for (int64_t i = 0; i < r->len; i++) {
+      int64_t t = pass ? r->len - 1 - i : i, token = r->begin + t, at = token * p->heads + h;
+      int64_t at_k = (token * groups + group) * K_;
+      const double *q = x->in[Q] + at_k, *k = x->in[K] + at_k, *v = x->in[V] + at * V_, *old = s + t * size;
+      double *now = s + (t + 1) * size, w = p->m->write == ADDITIVE ? 1 : x->in[W][at];
+      for (int64_t d = 0; d < K_; d++)
+        keep[d] = p->m->decay == 0 ? 1 : exp(p->m->decay == 2 ? x->in[G][at] : x->in[G][at * K_ + d]);
+      for (int64_t e = 0; e < size; e++) prior[e] = keep[e / V_] * old[e];
+      for (int64_t c = 0; c < V_; c++) {
+        u[c] = v[c];
+        for (int64_t d = 0; d < K_ && delta; d++) u[c] -= k[d] * prior[d * V_ + c];
       }
-  }
-  if (r->flags & WF_ROW_LEAVES) {
-    memcpy(x->left + at_state, s + r->len * size, (size_t)size * sizeof *s);
-    memcpy(ds, x->dleft + at_state, (size_t)size * sizeof *s);
-  }
-  for (int64_t t = r->len - 1; t >= 0; t--) {
-    int64_t at = (r->begin + t) * p->heads + h;
-    double keep = exp(x->in[G][at]), terms = 0;
-    for (int64_t d = 0; d < p->k; d++)
-      for (int64_t c = 0; c < p->v; c++) {
-        double *e = &ds[d * p->v + c], dout = x->dout[at * p->v + c], old = s[t * size + d * p->v + c];
-        x->grad[Q][at * p->k + d] += scale * dout * s[(t + 1) * size + d * p->v + c];
-        *e += scale * x->in[Q][at * p->k + d] * dout;
-        x->grad[K][at * p->k + d] += *e * x->in[V][at * p->v + c];
-        x->grad[V][at * p->v + c] += *e * x->in[K][at * p->k + d];
-        x->grad[G][at] += *e * keep * old;
-        terms += fabs(*e * keep * old);
-        *e *= keep;
+      if (!pass) {
+        for (int64_t e = 0; e < size; e++) {
+          now[e] = prior[e] + w * k[e / V_] * u[e % V_];
+          x->o[at * V_ + e % V_] += scale * q[e / V_] * now[e];
+        }
+        continue;
       }
-    x->gate += terms * terms / (double)(p->n * p->heads);
+      const double *dout = x->dout + at * V_;
+      for (int64_t e = 0; e < size; e++) {
+        x->grad[Q][at_k + e / V_] += scale * dout[e % V_] * now[e];
+        ds[e] += scale * q[e / V_] * dout[e % V_];
+      }
+      memset(du, 0, (size_t)V_ * sizeof *du);
+      for (int64_t e = 0; e < size; e++) {
+        int64_t d = e / V_, c = e % V_;
+        du[c] += w * k[d] * ds[e];
+        x->grad[K][at_k + d] += w * ds[e] * u[c];
+        if (p->m->write != ADDITIVE) x->grad[W][at] += k[d] * ds[e] * u[c];
+      }
+      for (int64_t c = 0; c < V_; c++) x->grad[V][at * V_ + c] += du[c];
+      double terms = 0;
+      for (int64_t e = 0; e < size; e++) {
+        int64_t d = e / V_, c = e % V_;
+        if (delta) {
+          x->grad[K][at_k + d] -= prior[e] * du[c];
+          ds[e] -= k[d] * du[c];
+        }
+        if (p->m->decay) x->grad[G][p->m->decay == 2 ? at : at * K_ + d] += ds[e] * prior[e];
+        terms += fabs(ds[e] * prior[e]);
+        ds[e] *= keep[d];
+      }
+      if (p->m->decay == 3) terms /= (double)K_;
+      x->gate += terms * terms / (double)(p->n * p->heads);
+    }
   }
   double *to = r->flags & WF_ROW_TAKES ? (p->state ? x->grad[STATE] + at_state : NULL)
                : p->init               ? x->grad[INIT] + h * size
                                        : NULL;
   for (int64_t i = 0; i < size && to; i++) to[i] += ds[i];
-  free(s), free(ds);
+  free(s), free(ds), free(prior), free(u), free(du), free(keep);
 }
 
-static expected by_tokens(const problem *p) {
-  int64_t nh = p->n * p->heads, size = p->heads * p->k * p->v;
-  expected x = {.count = {nh * p->k, nh * p->k, nh * p->v, nh, p->lanes * size, size}};
+static expected by_tokens(problem *p) {
+  if (!p->groups) p->groups = p->heads;
+  int64_t nh = p->n * p->heads, ng = p->n * p->groups, size = p->heads * p->k * p->v;
+  expected x = {.count = {ng * p->k, ng * p->k, nh * p->v, p->m->decay == 3 ? nh * p->k : nh, nh,
+                          p->lanes * size, size}};
   for (int i = 0; i < INPUTS; i++) {
     x.in[i] = numbers(x.count[i], name[i]);
     x.grad[i] = doubles(x.count[i]);
   }
-  for (int64_t i = 0; i < nh; i++) /* a third are open */
+  for (int64_t i = 0; i < x.count[G]; i++) /* a third are open */
     x.in[G][i] = i % 3 == 2 ? 0 : (double)(float)(-fabs(x.in[G][i]) * fabs(p->low) / 2);
+  for (int64_t i = 0; i < nh; i++) x.in[W][i] = (double)(float)(1 / (1 + exp(-x.in[W][i])));
+  for (int64_t i = 0; i < ng && p->m->write == DELTA;
+       i++) { /* keys of unit length, as the layers give them */
+    double *k = x.in[K] + i * p->k, sum = 0;
+    for (int64_t d = 0; d < p->k; d++) sum += k[d] * k[d];
+    for (int64_t d = 0; d < p->k; d++) k[d] = (double)(float)(k[d] / sqrt(sum));
+  }
   x.o = doubles(nh * p->v), x.dout = numbers(nh * p->v, "do");
   x.left = doubles(p->lanes * size), x.dleft = numbers(p->lanes * size, "dleft");
   for (int64_t l = 0; l < p->lanes && p->state; l++) {
@@ -97,6 +150,27 @@ static void drop(expected *x) {
   free(x->o), free(x->dout), free(x->left), free(x->dleft);
 }
 
+/* Input i of the problem for tokens [begin, begin + n), or NULL where the member has none. */
+static wf_tensor *input(const problem *p, const expected *e, wf_dtype dtype, int i, int64_t begin,
+                        int64_t n) {
+  const double *x = e->in[i] + (i < STATE && p->n ? begin * (e->count[i] / p->n) : 0);
+  switch (i) {
+  case Q:
+  case K: return tensor(dtype, WF_SHAPE(n, p->groups, p->k), x);
+  case V: return tensor(dtype, WF_SHAPE(n, p->heads, p->v), x);
+  case G: return p->m->decay ? tensor(dtype, p->m->decay, (int64_t[]){n, p->heads, p->k}, x) : NULL;
+  case W: return p->m->write != ADDITIVE ? tensor(dtype, WF_SHAPE(n, p->heads), x) : NULL;
+  case STATE: return p->state ? tensor(dtype, WF_SHAPE(p->lanes, p->heads, p->k, p->v), x) : NULL;
+  default: return p->init ? tensor(dtype, WF_SHAPE(p->heads, p->k, p->v), x) : NULL;
+  }
+}
+
+static wf_scan_in given(const problem *p, wf_tensor *const *x) {
+  wf_scan_in in = {.q = x[Q], .k = x[K], .v = x[V], .g = x[G], .init = x[INIT]};
+  *(p->m->write == DELTA ? &in.beta : &in.w) = x[W];
+  return in;
+}
+
 static void compare(const problem *p, const expected *e, wf_dtype dtype, double tolerance) {
   wf_scope s = wf_scope_open(ctx);
   wf_rows *rows;
@@ -104,25 +178,32 @@ static void compare(const problem *p, const expected *e, wf_dtype dtype, double 
   wf_tape *tape;
   ok(wf_tape_create(ctx, &tape));
   var x[INPUTS];
-  watch(tape, &x[Q], tensor(dtype, WF_SHAPE(p->n, p->heads, p->k), e->in[Q]));
-  watch(tape, &x[K], tensor(dtype, WF_SHAPE(p->n, p->heads, p->k), e->in[K]));
-  watch(tape, &x[V], tensor(dtype, WF_SHAPE(p->n, p->heads, p->v), e->in[V]));
-  watch(tape, &x[G], tensor(dtype, WF_SHAPE(p->n, p->heads), e->in[G]));
-  watch(tape, &x[STATE],
-        p->state ? tensor(dtype, WF_SHAPE(p->lanes, p->heads, p->k, p->v), e->in[STATE]) : NULL);
-  watch(tape, &x[INIT], p->init ? tensor(dtype, WF_SHAPE(p->heads, p->k, p->v), e->in[INIT]) : NULL);
+  wf_tensor *in[INPUTS];
+  for (int i = 0; i < INPUTS; i++) {
+    watch(tape, &x[i], input(p, e, dtype, i, 0, p->n));
+    in[i] = x[i].x;
+  }
   wf_tensor *out[2], *cot[2] = {tensor(dtype, WF_SHAPE(p->n, p->heads, p->v), e->dout),
                                 tensor(dtype, WF_SHAPE(p->lanes, p->heads, p->k, p->v), e->dleft)};
   wf_tape_record(tape);
   wf_scan_options o = {.scale = scale, .chunk = p->chunk};
-  out[0] = wf_scan_scalar(ctx, x[Q].x, x[K].x, x[V].x, x[G].x, x[STATE].x, x[INIT].x, rows, &o, &out[1]);
+  wf_scan_in given_in = given(p, in);
+  out[0] = wf_scan(ctx, &given_in, in[STATE], rows, &o, &out[1]);
   wf_tape_pause(tape);
   ok(wf_ctx_check(ctx));
   ok(wf_backward(tape, 2, out, cot));
-  near_tensor("o", out[0], e->o, tolerance, 0);
-  near_tensor("left", out[1], e->left, tolerance, 0);
-  for (int i = 0; i < INPUTS; i++)
-    if (x[i].x) near_tensor(name[i], x[i].leaf.grad, e->grad[i], tolerance, i == G ? e->gate / 10 : 0.01);
+  char what[80];
+  for (int i = -2; i < INPUTS; i++) {
+    if (i >= 0 && !x[i].x) continue;
+    snprintf(what, sizeof what, "%s, chunk %lld: %s", p->m->name, (long long)p->chunk,
+             i == -2   ? "o"
+             : i == -1 ? "left"
+                       : name[i]);
+    if (i < 0)
+      near_tensor(what, out[i + 2], i == -2 ? e->o : e->left, tolerance, 0);
+    else
+      near_tensor(what, x[i].leaf.grad, e->grad[i], tolerance, i == G ? e->gate / 10 : 0.01);
+  }
   wf_tape_free(tape);
   wf_rows_free(rows);
   wf_scope_close(ctx, s);
@@ -147,13 +228,22 @@ static void check(problem p) {
 
 START_TEST(test_sizes) {
   open_cpu();
+  const member *m = &members[_i];
   static const int64_t lens[] = {1, 2, 7, 8, 9, 63, 64, 65, 100, 130};
   for (size_t i = 0; i < sizeof lens / sizeof *lens; i++) {
     int64_t t = lens[i];
+    check((problem){1,
+                    {{.len = t, .flags = 3}},
+                    .lanes = 1,
+                    .heads = 2,
+                    .k = 5,
+                    .v = 7,
+                    .low = -0.3,
+                    .state = true,
+                    .m = m});
     check((problem){
-        1, {{.len = t, .flags = 3}}, .lanes = 1, .heads = 2, .k = 5, .v = 7, .low = -0.3, .state = true});
-    check((problem){1, {{.len = t}}, .lanes = 1, .heads = 3, .k = 20, .v = 3, .low = -50, .init = true});
-    check((problem){1, {{.len = t, .flags = 2}}, .lanes = 2, .heads = 1, .k = 3, .v = 18, .low = 0});
+        1, {{.len = t}}, .lanes = 1, .heads = 3, .k = 20, .v = 3, .low = -50, .init = true, .m = m});
+    check((problem){1, {{.len = t, .flags = 2}}, .lanes = 2, .heads = 1, .k = 3, .v = 18, .low = 0, .m = m});
   }
   close_cpu();
 }
@@ -172,8 +262,18 @@ START_TEST(test_rows) {
                .v = 4,
                .low = -1,
                .state = true,
-               .init = true};
+               .init = true,
+               .m = &members[_i]};
   check(p);
+  p.heads = 6, p.groups = 2; /* heads in groups: divided over threads, or not */
+  check(p);
+  p.groups = 1, p.rows = 1;
+  check(p);
+  omp_set_num_threads(1);
+  check(p);
+  omp_set_num_threads(5);
+  check(p);
+  omp_set_num_threads(2);
   p.rows = 0;
   check(p);
   close_cpu();
@@ -191,7 +291,8 @@ START_TEST(test_long) {
                .k = 12,
                .v = 9,
                .low = -0.1,
-               .state = true};
+               .state = true,
+               .m = &members[_i]};
   expected e = by_tokens(&p);
   static const int64_t chunks[] = {0, 1, 7, 16, 1000};
   for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
@@ -209,18 +310,16 @@ START_TEST(test_cuts) {
   open_cpu();
   enum { T = 150, H = 2, KD = 5, VD = 4 };
   static const int64_t pieces[] = {1, 2, 63, 64, 65, 149};
-  problem p = {1, {{.len = T, .flags = 2}}, .lanes = 1, .n = T, .heads = H, .k = KD, .v = VD, .low = -0.2};
+  problem p = {1,           {{.len = T, .flags = 2}}, .lanes = 1, .n = T, .heads = H, .k = KD, .v = VD,
+               .low = -0.2, .m = &members[_i]};
   expected e = by_tokens(&p);
   for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) {
     int64_t step = pieces[k], n = 0;
     wf_scope s = wf_scope_open(ctx);
     wf_tape *tape;
     ok(wf_tape_create(ctx, &tape));
-    var q, kk, v, g;
-    watch(tape, &q, tensor(WF_F64, WF_SHAPE(T, H, KD), e.in[Q]));
-    watch(tape, &kk, tensor(WF_F64, WF_SHAPE(T, H, KD), e.in[K]));
-    watch(tape, &v, tensor(WF_F64, WF_SHAPE(T, H, VD), e.in[V]));
-    watch(tape, &g, tensor(WF_F64, WF_SHAPE(T, H), e.in[G]));
+    var x[STATE];
+    for (int i = 0; i < STATE; i++) watch(tape, &x[i], input(&p, &e, WF_F64, i, 0, T));
     wf_tensor *o[T + 1], *dout[T + 1], *state = wf_zeros(ctx, "test", WF_F64, WF_SHAPE(1, H, KD, VD));
     wf_rows *rows[T];
     wf_scan_options opt = {.scale = scale};
@@ -229,9 +328,10 @@ START_TEST(test_cuts) {
       int64_t len = T - t < step ? T - t : step;
       wf_row row = {.len = len, .pos = t, .place = t, .flags = (t ? WF_ROW_TAKES : 0) | WF_ROW_LEAVES};
       ok(wf_rows_create(ctx, 1, &row, 1, &rows[n]));
-      o[n] = wf_scan_scalar(ctx, wf_slice(ctx, q.x, 0, t, t + len), wf_slice(ctx, kk.x, 0, t, t + len),
-                            wf_slice(ctx, v.x, 0, t, t + len), wf_slice(ctx, g.x, 0, t, t + len), state, NULL,
-                            rows[n], &opt, &state);
+      wf_tensor *in[INPUTS] = {NULL};
+      for (int i = 0; i < STATE; i++) in[i] = x[i].x ? wf_slice(ctx, x[i].x, 0, t, t + len) : NULL;
+      wf_scan_in part = given(&p, in);
+      o[n] = wf_scan(ctx, &part, state, rows[n], &opt, &state);
       dout[n] = tensor(WF_F64, WF_SHAPE(len, H, VD), e.dout + t * H * VD);
     }
     wf_tape_pause(tape);
@@ -240,8 +340,8 @@ START_TEST(test_cuts) {
     dout[n] = tensor(WF_F64, WF_SHAPE(1, H, KD, VD), e.dleft);
     ok(wf_backward(tape, (int)n + 1, o, dout));
     near_tensor("left", state, e.left, 1e-12, 0);
-    wf_tensor *grad[] = {q.leaf.grad, kk.leaf.grad, v.leaf.grad, g.leaf.grad};
-    for (int i = 0; i < 4; i++) near_tensor(name[i], grad[i], e.grad[i], 1e-11, 0);
+    for (int i = 0; i < STATE; i++)
+      if (x[i].x) near_tensor(name[i], x[i].leaf.grad, e.grad[i], 1e-11, 0);
     for (int64_t i = 0; i < n; i++) wf_rows_free(rows[i]);
     wf_tape_free(tape);
     wf_scope_close(ctx, s);
@@ -254,7 +354,8 @@ END_TEST
 START_TEST(test_causal_bitwise) {
   open_cpu();
   enum { T = 150, H = 2, D = 6 };
-  problem p = {1, {{.len = T}}, .lanes = 1, .n = T, .heads = H, .k = D, .v = D, .low = -0.2};
+  problem p = {1,      {{.len = T}}, .lanes = 1,  .n = T,           .heads = H,
+               .k = D, .v = D,       .low = -0.2, .m = &members[_i]};
   expected e = by_tokens(&p);
   wf_rows *rows;
   ok(wf_rows_create(ctx, 1, p.row, 1, &rows));
@@ -262,10 +363,10 @@ START_TEST(test_causal_bitwise) {
   for (int64_t t = 1; t < T; t += 21) {
     wf_tensor *y[2];
     for (int k = 0; k < 2; k++) {
-      y[k] = wf_scan_scalar(ctx, tensor(WF_F32, WF_SHAPE(T, H, D), e.in[Q]),
-                            tensor(WF_F32, WF_SHAPE(T, H, D), e.in[K]),
-                            tensor(WF_F32, WF_SHAPE(T, H, D), e.in[V]),
-                            tensor(WF_F32, WF_SHAPE(T, H), e.in[G]), NULL, NULL, rows, &o, NULL);
+      wf_tensor *in[INPUTS] = {NULL};
+      for (int i = 0; i < STATE; i++) in[i] = input(&p, &e, WF_F32, i, 0, T);
+      wf_scan_in all = given(&p, in);
+      y[k] = wf_scan(ctx, &all, NULL, rows, &o, NULL);
       for (int i = Q; i <= G; i++) e.in[i][t * (e.count[i] / T)] -= 7;
     }
     ok(wf_ctx_check(ctx));
@@ -284,18 +385,25 @@ START_TEST(test_errors) {
   wf_row taking = {.len = 3, .flags = WF_ROW_TAKES};
   ok(wf_rows_create(ctx, 1, &taking, 1, &rows));
   wf_tensor *q = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 2, 4)),
-            *g = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 2));
+            *g = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 2)),
+            *odd = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 3, 4));
   wf_tensor *state = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(1, 2, 4, 4)), *left;
   wf_scan_options o = {.scale = 1};
-  wf_scan_scalar(ctx, q, q, q, g, NULL, NULL, rows, &o, &left);
+  wf_scan_in in = {.q = q, .k = q, .v = q, .g = g};
+  wf_scan(ctx, &in, NULL, rows, &o, &left);
   ck_assert(wf_is_poison(left));
   ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
-  wf_scan_scalar(ctx, q, q, q, q, state, NULL, rows, &o, &left);
+  in.w = q;
+  wf_scan(ctx, &in, state, rows, &o, &left);
   ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
-  wf_scan_scalar(ctx, q, q, q, g, state, state, rows, &o, &left);
+  in.w = NULL, in.init = state;
+  wf_scan(ctx, &in, state, rows, &o, &left);
   ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
-  o.chunk = -1;
-  wf_scan_scalar(ctx, q, q, q, g, state, NULL, rows, &o, &left);
+  in.init = NULL, in.v = odd;
+  wf_scan(ctx, &in, state, rows, &o, &left);
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
+  in.v = q, o.chunk = -1;
+  wf_scan(ctx, &in, state, rows, &o, &left);
   ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
   wf_rows_free(rows);
   close_cpu();
@@ -305,11 +413,12 @@ END_TEST
 static Suite *scan_suite(void) {
   Suite *s = suite_create("scan");
   TCase *t = tcase_create("scan");
-  tcase_add_test(t, test_sizes);
-  tcase_add_test(t, test_rows);
-  tcase_add_test(t, test_long);
-  tcase_add_test(t, test_cuts);
-  tcase_add_test(t, test_causal_bitwise);
+  tcase_set_timeout(t, 120);
+  tcase_add_loop_test(t, test_sizes, 0, MEMBERS);
+  tcase_add_loop_test(t, test_rows, 0, MEMBERS);
+  tcase_add_loop_test(t, test_long, 0, MEMBERS);
+  tcase_add_loop_test(t, test_cuts, 0, MEMBERS);
+  tcase_add_loop_test(t, test_causal_bitwise, 0, MEMBERS);
   tcase_add_test(t, test_errors);
   suite_add_tcase(s, t);
   return s;

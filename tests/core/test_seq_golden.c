@@ -1,4 +1,4 @@
-/* attend, conv and scan_scalar against what PyTorch computed in float64 (tests/golden/ops.safetensors). */
+/* attend, conv and scan against what PyTorch computed in float64 (tests/golden/ops.safetensors). */
 #include "tests/core/seq_test.h"
 #include "core/safetensors.h"
 
@@ -150,7 +150,7 @@ START_TEST(test_simple_gla) {
   wf_scan_options o = {.scale = 1 / sqrt(K)};
   wf_tensor *out[2];
   wf_tape_record(tape);
-  out[0] = wf_scan_scalar(ctx, q.x, k.x, v.x, g.x, s0.x, NULL, rows, &o, &out[1]);
+  out[0] = wf_scan(ctx, &(wf_scan_in){.q = q.x, .k = k.x, .v = v.x, .g = g.x}, s0.x, rows, &o, &out[1]);
   wf_tape_pause(tape);
   ok(wf_ctx_check(ctx));
   wf_tensor *cot[] = {load("simple_gla", "do", WF_SHAPE(TOKENS, HEADS, V)),

@@ -1,0 +1,49 @@
+/* Parts that several mixers share; see parts.h. */
+#include "layers/parts.h"
+
+#include <math.h>
+#include <stdio.h>
+
+wf_status wf_part_conv(wf_build *b, const char *name, int64_t d, int64_t w, wf_init init, bool bias,
+                       bool silu, wf_conv_part *out) {
+  *out = (wf_conv_part){.silu = silu};
+  char full[64];
+  snprintf(full, sizeof full, "%s.weight", name);
+  WF_TRY(wf_build_param(b, full, 0, init, WF_SHAPE(d, 1, w), &out->weight));
+  snprintf(full, sizeof full, "%s.bias", name);
+  if (bias) WF_TRY(wf_build_param(b, full, WF_PARAM_NO_DECAY, wf_init_const(0), WF_SHAPE(d), &out->bias));
+  return wf_seq_conv_state(b, name, d, w, &out->slot);
+}
+
+wf_tensor *wf_use_conv(wf_run *r, const wf_conv_part *p, wf_tensor *x) {
+  if (!p->weight) return x;
+  return wf_seq_conv(r, p->slot, x, wf_value(p->weight), wf_value(p->bias), p->silu);
+}
+
+wf_tensor *wf_as_heads(wf_tensor *x, int64_t heads) {
+  if (wf_is_poison(x)) return x;
+  return wf_same_variable(x, WF_SHAPE(x->shape[0], heads, x->shape[1] / heads));
+}
+
+wf_status wf_part_out(wf_build *b, int64_t heads, int64_t V, wf_glu_kind gate, double eps, wf_out_part *out) {
+  *out = (wf_out_part){.gate = gate, .eps = eps};
+  WF_TRY(wf_build_param(b, "norm.weight", WF_PARAM_NO_DECAY, wf_init_const(1), WF_SHAPE(V), &out->norm));
+  return wf_build_linear(b, "o", heads * V, b->d_model, b->out_std, &out->out, NULL);
+}
+
+wf_tensor *wf_use_out(wf_run *r, const wf_out_part *p, wf_tensor *o, wf_tensor *z) {
+  o = wf_norm(r->c, WF_NORM_RMS, o, wf_value(p->norm), NULL, p->eps);
+  o = wf_reshape(r->c, o, WF_SHAPE(-1, p->out->shape[1]));
+  if (z) o = wf_glu(r->c, p->gate, z, o);
+  return wf_linear(r->c, o, wf_value(p->out), NULL);
+}
+
+wf_status wf_head_size(const char *what, int64_t d_model, double expand, int64_t heads, int64_t *size) {
+  int64_t width = (int64_t)llround((double)d_model * expand);
+  if (width < heads || width % heads)
+    return wf_hint(WF_FAIL(WF_EINVAL, "heads: %lld heads do not divide the width of %s, %lld",
+                           (long long)heads, what, (long long)width),
+                   "the width is d_model %lld x %g", (long long)d_model, expand);
+  *size = width / heads;
+  return WF_OK;
+}

@@ -1,0 +1,59 @@
+/* parts: what several mixers are made of, declared and run alike: private to layer files.
+ *
+ * A part is a small struct in the layer's own, filled by a wf_part_* function in init and used by a wf_use_*
+ * function in forward.
+ */
+#ifndef WF_LAYERS_PARTS_H
+#define WF_LAYERS_PARTS_H
+
+#include "layers/seq.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- short convolution ---- */
+
+typedef struct wf_conv_part {
+  wf_param *weight, *bias; /* [d, 1, w]; NULL: the convolution is absent; [d] or NULL */
+  int slot;
+  bool silu;
+} wf_conv_part;
+
+/* "name.weight" (and "name.bias"): a causal depthwise convolution of w tokens over d channels, then SiLU when
+ * asked (mixers, notation). */
+wf_status wf_part_conv(wf_build *b, const char *name, int64_t d, int64_t w, wf_init init, bool bias,
+                       bool silu, wf_conv_part *out);
+/* x [n, d] -> [n, d]; x itself where the convolution is absent. */
+wf_tensor *wf_use_conv(wf_run *r, const wf_conv_part *p, wf_tensor *x);
+
+/* ---- heads ---- */
+
+/* x [n, heads width] as [n, heads, width], the same variable. */
+wf_tensor *wf_as_heads(wf_tensor *x, int64_t heads);
+
+/* ---- gated output of a linear-attention mixer ---- */
+
+typedef struct wf_out_part {
+  wf_param *norm; /* [V], shared by the heads */
+  wf_param *out;  /* [d_model, H V] */
+  wf_glu_kind gate;
+  double eps;
+} wf_out_part;
+
+/* "norm.weight" [V] and "o.weight" [d_model, H V]; `gate`: the activation of the gate, where wf_use_out gets
+ * one. */
+wf_status wf_part_out(wf_build *b, int64_t heads, int64_t V, wf_glu_kind gate, double eps, wf_out_part *out);
+/* o [n, H, V] of the recurrence, z [n, H V] or NULL -> (RMSNorm per head of o, . act(z)) Wo [n, d_model]. */
+wf_tensor *wf_use_out(wf_run *r, const wf_out_part *p, wf_tensor *o, wf_tensor *z);
+
+/* ---- sizes ---- */
+
+/* The width of d_model x expand as heads of equal size: *size; an error that names the options otherwise. */
+wf_status wf_head_size(const char *what, int64_t d_model, double expand, int64_t heads, int64_t *size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
