@@ -57,6 +57,7 @@ typedef struct wf_cuda_backend {
 /* ---- kernels by real type ---- */
 
 static inline bool wf_cuda_f64(const wf_call *call) {
+  if (call->op->flags & WF_OP_TYPE_OF_FIRST) return call->in[0]->dtype == WF_F64;
   for (int i = 0; i < call->n_in; i++)
     if (call->in[i] && call->in[i]->dtype == WF_F64) return true;
   for (int i = 0; i < call->n_out; i++)

@@ -125,9 +125,9 @@ static wf_status run_kernel(const wf_call *call) {
   if (wf_device_kind(c->dev) == WF_CUDA)
     fn = op->cuda;
   else if (op->cpu) {
-    bool f64 = false;
-    for (int i = 0; i < call->n_in; i++) f64 |= call->in[i] && call->in[i]->dtype == WF_F64;
-    for (int i = 0; i < call->n_out; i++) f64 |= call->out[i]->dtype == WF_F64;
+    bool f64 = false, first = op->flags & WF_OP_TYPE_OF_FIRST;
+    for (int i = 0; i < (first ? 1 : call->n_in); i++) f64 |= call->in[i] && call->in[i]->dtype == WF_F64;
+    for (int i = 0; i < (first ? 0 : call->n_out); i++) f64 |= call->out[i]->dtype == WF_F64;
     fn = (f64 ? op->cpu->f64 : op->cpu->f32)[wf_device_isa(c->dev)];
   }
   if (!fn) return WF_FAIL(WF_EUNSUPPORTED, "op '%s' has no kernel for %s", op->name, wf_device_name(c->dev));

@@ -86,7 +86,8 @@ enum {
   WF_OP_JOINED_OUT =
       4,             /* outputs are column slices of one buffer, and their gradients are laid out likewise */
   WF_OP_INPLACE = 8, /* out[0] is in[0], written in place; they are one variable */
-  WF_OP_RANDOM = 16  /* draws random numbers (core/rng.h) from its attr */
+  WF_OP_RANDOM = 16, /* draws random numbers (core/rng.h) from its attr */
+  WF_OP_TYPE_OF_FIRST = 32 /* in[0] alone chooses between float and double; others may be float64 by rule */
 };
 
 struct wf_op {

@@ -117,8 +117,8 @@ typedef struct wf_attend_options {
  *   q [n, H, K]; k, v [m, Hk, K], [m, Hk, V]: the keys' pool; Hk divides H, query head h reads key head h Hk
  * / H. span [n_rows, 4] i64: for each row its first query among n, its number of queries, its first key in
  * the pool and the number of keys before its first query's own. Query t of a row sees keys 0 .. before + t of
- * it, cut by window. a [n, H], b [m, H] (or NULL both): a_t - b_j is added to the scores (ALiBi, forget
- * gates). sink [H] or NULL: a logit that enters the log-sum-exp only.
+ * it, cut by window. a [n, H], b [m, H] f64 (or NULL both): a_t - b_j is added to the scores (ALiBi, forget
+ * gates), their difference formed in double. sink [H] or NULL: a logit that enters the log-sum-exp only.
  * -> o [n, H, V]. Rows without a visible key give 0. Saves q, k, v, o and the log-sum-exp. (Dao 2023; Su et
  * al.) */
 wf_tensor *wf_attend(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,

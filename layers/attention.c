@@ -63,7 +63,7 @@ static wf_status declare(wf_build *b, attention *a) {
   }
   if (a->o.sinks)
     WF_TRY(wf_build_param(b, "sinks", WF_PARAM_NO_DECAY, wf_init_const(0), WF_SHAPE(a->H), &a->sink));
-  return wf_seq_attend_state(b, a->Hk, a->K, a->K, a->o.window, &a->slots);
+  return wf_seq_attend_state(b, a->Hk, a->K, a->K, 0, a->o.window, &a->slots);
 }
 
 static wf_status init(wf_build *b, const void *opts, void **self) {
@@ -118,10 +118,12 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
     b[i] = wf_value(a->b[i]);
   }
   wf_linear_n(c, x, 3, w, b, y);
-  wf_tensor *q = shaped(r, a, y[0], a->H, a->q_norm, true);
-  wf_tensor *k = shaped(r, a, y[1], a->Hk, a->k_norm, true);
-  wf_tensor *v = shaped(r, a, y[2], a->Hk, NULL, false);
-  wf_tensor *o = wf_seq_attend(r, &a->slots, q, k, v, wf_value(a->sink), a->slope, &a->attend);
+  wf_seq_attend_in in = {.q = shaped(r, a, y[0], a->H, a->q_norm, true),
+                         .k = shaped(r, a, y[1], a->Hk, a->k_norm, true),
+                         .v = shaped(r, a, y[2], a->Hk, NULL, false),
+                         .sink = wf_value(a->sink),
+                         .slope = a->slope};
+  wf_tensor *o = wf_seq_attend(r, &a->slots, &in, &a->attend);
   return wf_linear(c, wf_reshape(c, o, WF_SHAPE(-1, a->H * a->K)), wf_value(a->out), wf_value(a->out_bias));
 }
 

@@ -90,3 +90,10 @@ wf_status wf_build_state(wf_build *b, const char *name, bool grows, int ndim, co
   *slot = spec->n++;
   return WF_OK;
 }
+
+wf_status wf_build_state_exact(wf_build *b, const char *name, bool grows, int ndim, const int64_t *shape,
+                               int *slot) {
+  WF_TRY(wf_build_state(b, name, grows, ndim, shape, slot));
+  b->state->slot[*slot].exact = true;
+  return WF_OK;
+}

@@ -87,6 +87,9 @@ wf_status wf_build_linear(wf_build *b, const char *name, int64_t in, int64_t out
 /* Declare a state slot "prefix.name" of shape [lanes, shape...]; `grows`: [lanes, capacity, shape...]. */
 wf_status wf_build_state(wf_build *b, const char *name, bool grows, int ndim, const int64_t *shape,
                          int *slot);
+/* The same, of float64 whatever the model computes in. */
+wf_status wf_build_state_exact(wf_build *b, const char *name, bool grows, int ndim, const int64_t *shape,
+                               int *slot);
 
 static inline wf_init wf_init_const(double x) {
   return (wf_init){.kind = WF_INIT_CONST, .a = x};

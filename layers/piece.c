@@ -84,7 +84,7 @@ static wf_status watch_state(wf_piece *p) {
       continue;
     }
     p->state_in[i].grad =
-        wf_keep(wf_zeros(p->run.c, "state gradient", s->dtype, s->in[i]->ndim, s->in[i]->shape));
+        wf_keep(wf_zeros(p->run.c, "state gradient", s->in[i]->dtype, s->in[i]->ndim, s->in[i]->shape));
     p->state_in[i].holds = 1;
     if (wf_is_poison(p->state_in[i].grad)) return wf_ctx_check(p->run.c);
     WF_TRY(wf_tape_watch(p->tape, s->in[i], &p->state_in[i]));

@@ -36,16 +36,23 @@ wf_tensor *wf_seq_scan(wf_run *r, int slot, const wf_scan_in *in, const wf_scan_
 /* ---- attend ---- */
 
 typedef struct wf_seq_attend_slots {
-  int k, v;
+  int k, v, c;
 } wf_seq_attend_slots;
 
-/* Slots for keys and values: the last window-1 of them, or all when window is 0. */
-wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t V, int64_t window,
-                              wf_seq_attend_slots *slots);
-/* Causal attention: q [n, H, K], k [n, Hk, K], v [n, Hk, V]; sink [H] or NULL; slope [H] on the host or NULL:
- * ALiBi (Press et al. 2022), slope (t - j) is subtracted from the score -> o [n, H, V]. */
-wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
-                         wf_tensor *v, wf_tensor *sink, const double *slope, const wf_attend_options *o);
+typedef struct wf_seq_attend_in {
+  wf_tensor *q, *k, *v; /* [n, H, K], [n, Hk, K], [n, Hk, V] */
+  wf_tensor *c;         /* [n, H] f64 or NULL: c_t - c_j is added to the score (a sum of log gates) */
+  wf_tensor *sink;      /* [H] or NULL: a logit that takes part in the softmax only */
+  const double *slope;  /* [H] on the host or NULL: slope (t - j) is subtracted (ALiBi, Press et al. 2022) */
+} wf_seq_attend_in;
+
+/* Slots for keys and values, and for c of `gates` heads when there are any: the last window-1 of them, or all
+ * when window is 0. */
+wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t V, int64_t gates,
+                              int64_t window, wf_seq_attend_slots *slots);
+/* Causal attention -> o [n, H, V]. */
+wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_seq_attend_in *in,
+                         const wf_attend_options *o);
 
 /* ---- serial ---- */
 

@@ -9,14 +9,13 @@
 #include "layers/seq.h"
 #include "core/memory.h"
 
-wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t V, int64_t window,
-                              wf_seq_attend_slots *slots) {
-  if (window > 0) {
-    WF_TRY(wf_build_state(b, "k", false, WF_SHAPE(window - 1, kv_heads, K), &slots->k));
-    return wf_build_state(b, "v", false, WF_SHAPE(window - 1, kv_heads, V), &slots->v);
-  }
-  WF_TRY(wf_build_state(b, "k", true, WF_SHAPE(kv_heads, K), &slots->k));
-  return wf_build_state(b, "v", true, WF_SHAPE(kv_heads, V), &slots->v);
+wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t V, int64_t gates,
+                              int64_t window, wf_seq_attend_slots *slots) {
+  bool all = window == 0;
+  const int64_t k[] = {window - 1, kv_heads, K}, v[] = {window - 1, kv_heads, V}, c[] = {window - 1, gates};
+  WF_TRY(wf_build_state(b, "k", all, 3 - all, k + all, &slots->k));
+  WF_TRY(wf_build_state(b, "v", all, 3 - all, v + all, &slots->v));
+  return gates ? wf_build_state_exact(b, "c", all, 2 - all, c + all, &slots->c) : WF_OK;
 }
 
 typedef enum layout { FRESH, WINDOW, CACHE } layout;
@@ -49,7 +48,7 @@ static wf_tensor *spans(wf_run *r, layout how, int64_t window, int64_t capacity,
 
 /* ALiBi as a_t - b_j: positions are counted from each span's first key, since only differences matter. */
 static void alibi(wf_run *r, const int64_t *span, int64_t n, int64_t pool, int64_t H, const double *slope,
-                  wf_dtype dtype, wf_tensor **a, wf_tensor **b) {
+                  wf_tensor **a, wf_tensor **b) {
   double *host = wf_calloc("rows", (size_t)((n + pool) * H) + 1, sizeof *host);
   if (!host) {
     *a = *b = wf_poison(r->c, WF_ENOMEM);
@@ -61,32 +60,39 @@ static void alibi(wf_run *r, const int64_t *span, int64_t n, int64_t pool, int64
     for (int64_t j = 0; j < span[3] + span[1]; j++)
       for (int64_t h = 0; h < H; h++) host[(n + span[2] + j) * H + h] = -slope[h] * (double)j;
   }
-  *a = wf_cast(r->c, wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(n, H), host), dtype);
-  *b = wf_cast(r->c, wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(pool, H), host + n * H), dtype);
+  *a = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(n, H), host);
+  *b = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(pool, H), host + n * H);
   wf_free(host);
 }
 
-/* The keys' pool [m, heads, width] of one slot. */
+/* The pool [m, ...] of one slot. */
 static wf_tensor *pool_of(wf_run *r, layout how, int slot, wf_tensor *x, int64_t window) {
   wf_state *s = r->state;
   if (how == FRESH) return x;
   if (how == WINDOW) return wf_halo(r->c, x, window, wf_state_in(s, slot), r->rows, wf_state_out(s, slot));
   wf_tensor *cache = wf_cache_append(r->c, wf_state_in(s, slot), x, r->rows);
   if (wf_is_poison(cache)) return cache;
-  return wf_same_variable(cache, WF_SHAPE(s->lanes * s->capacity, x->shape[1], x->shape[2]));
+  int64_t shape[WF_MAX_DIMS] = {s->lanes * s->capacity};
+  for (int d = 1; d < x->ndim; d++) shape[d] = x->shape[d];
+  return wf_same_variable(cache, x->ndim, shape);
 }
 
-wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
-                         wf_tensor *v, wf_tensor *sink, const double *slope, const wf_attend_options *o) {
-  if (wf_is_poison(q) || wf_is_poison(k) || wf_is_poison(v)) return wf_poison(r->c, WF_OK);
+wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_seq_attend_in *in,
+                         const wf_attend_options *o) {
+  if (wf_is_poison(in->q) || wf_is_poison(in->k) || wf_is_poison(in->v) || (in->c && wf_is_poison(in->c)))
+    return wf_poison(r->c, WF_OK);
   layout how = !r->state ? FRESH : o->window > 0 ? WINDOW : CACHE;
   int64_t capacity = r->state ? r->state->capacity : 0, *host = NULL;
   wf_tensor *span = spans(r, how, o->window, capacity, &host);
-  k = pool_of(r, how, slots->k, k, o->window);
-  v = pool_of(r, how, slots->v, v, o->window);
-  wf_tensor *a = NULL, *b = NULL;
-  if (slope && host && !wf_is_poison(k))
-    alibi(r, host, q->shape[0], k->shape[0], q->shape[1], slope, q->dtype, &a, &b);
+  wf_tensor *k = pool_of(r, how, slots->k, in->k, o->window);
+  wf_tensor *v = pool_of(r, how, slots->v, in->v, o->window);
+  wf_tensor *a = in->c, *b = in->c ? pool_of(r, how, slots->c, in->c, o->window) : NULL;
+  if (in->slope && host && !wf_is_poison(k)) {
+    wf_tensor *far_a, *far_b;
+    alibi(r, host, in->q->shape[0], k->shape[0], in->q->shape[1], in->slope, &far_a, &far_b);
+    a = a ? wf_add(r->c, a, far_a) : far_a;
+    b = b ? wf_add(r->c, b, far_b) : far_b;
+  }
   wf_free(host);
-  return wf_attend(r->c, q, k, v, span, a, b, sink, o);
+  return wf_attend(r->c, in->q, k, v, span, a, b, in->sink, o);
 }

@@ -14,7 +14,7 @@ void wf_state_spec_free(wf_state_spec *spec) {
 void wf_state_bytes(const wf_state_spec *spec, wf_dtype dtype, int64_t *fixed, int64_t *per_token) {
   *fixed = *per_token = 0;
   for (int i = 0; i < spec->n; i++) {
-    int64_t n = (int64_t)wf_dtype_size(dtype);
+    int64_t n = (int64_t)wf_dtype_size(spec->slot[i].exact ? WF_F64 : dtype);
     for (int d = 0; d < spec->slot[i].ndim; d++) n *= spec->slot[i].shape[d];
     *(spec->slot[i].grows ? per_token : fixed) += n;
   }
@@ -23,16 +23,16 @@ void wf_state_bytes(const wf_state_spec *spec, wf_dtype dtype, int64_t *fixed, i
 static wf_status slot_tensors(wf_state *s, int i, bool differentiable) {
   const wf_state_slot *slot = &s->spec->slot[i];
   int64_t shape[WF_MAX_DIMS];
+  wf_dtype dtype = wf_state_dtype(s, i);
   int n = 0;
   shape[n++] = s->lanes;
   if (slot->grows) shape[n++] = s->capacity;
   for (int d = 0; d < slot->ndim; d++) shape[n++] = slot->shape[d];
-  s->in[i] = wf_keep(wf_zeros(s->c, "state", s->dtype, n, shape));
+  s->in[i] = wf_keep(wf_zeros(s->c, "state", dtype, n, shape));
   if (wf_is_poison(s->in[i])) return wf_ctx_check(s->c);
   if (!differentiable || !slot->grows) return WF_OK;
   /* The twin is always added to and never final; cache_append's gradient zeroes what it takes. */
-  s->twin[i] =
-      (wf_leaf){.grad = wf_keep(wf_zeros(s->c, "state gradient", s->dtype, n, shape)), .written = true};
+  s->twin[i] = (wf_leaf){.grad = wf_keep(wf_zeros(s->c, "state gradient", dtype, n, shape)), .written = true};
   s->twin[i].holds = 1;
   return wf_is_poison(s->twin[i].grad) ? wf_ctx_check(s->c) : WF_OK;
 }
@@ -94,7 +94,7 @@ wf_status wf_state_reset(wf_state *s) {
   for (int i = 0; i < s->spec->n; i++) {
     if (s->spec->slot[i].grows) continue; /* nothing below a lane's position is read */
     wf_scope scope = wf_scope_open(s->c);
-    wf_tensor *zero = wf_zeros(s->c, "state", s->dtype, s->in[i]->ndim, s->in[i]->shape);
+    wf_tensor *zero = wf_zeros(s->c, "state", s->in[i]->dtype, s->in[i]->ndim, s->in[i]->shape);
     wf_status st = wf_is_poison(zero) ? wf_ctx_check(s->c) : WF_OK;
     if (st == WF_OK) {
       wf_drop(s->in[i]);

@@ -18,6 +18,7 @@ extern "C" {
 typedef struct wf_state_slot {
   char *name;
   bool grows;
+  bool exact; /* float64 whatever the model computes in: sums that run over the whole sequence */
   int ndim;
   int64_t shape[WF_MAX_DIMS]; /* without lanes and capacity */
 } wf_state_slot;
@@ -46,6 +47,10 @@ static inline wf_tensor *wf_state_in(const wf_state *s, int slot) {
 }
 static inline wf_tensor **wf_state_out(const wf_state *s, int slot) {
   return &s->out[slot - s->base];
+}
+
+static inline wf_dtype wf_state_dtype(const wf_state *s, int i) {
+  return s->spec->slot[i].exact ? WF_F64 : s->dtype;
 }
 
 void wf_state_spec_free(wf_state_spec *spec);

@@ -69,9 +69,9 @@ static inline void finish(const attend_args *g, const attend_out *y, int64_t t, 
 
 static size_t block_bytes(const attend_args *g) {
   int64_t keys = attend_blocks(g->most_keys) * ATTEND_BK;
-  int64_t count =
-      keys * (g->kdim + g->vpad) + g->group * g->most_keys + ATTEND_BQ * (g->kdim + g->vpad + ATTEND_BK + 2);
-  return (size_t)count * sizeof(real) + (size_t)8 * 64;
+  int64_t count = keys * (g->kdim + g->vpad) + ATTEND_BQ * (g->kdim + g->vpad + ATTEND_BK + 2);
+  int64_t terms = g->b ? g->group * g->most_keys : 0;
+  return (size_t)count * sizeof(real) + (size_t)terms * sizeof(double) + (size_t)8 * 64;
 }
 
 static void block_task(const attend_args *g, const attend_out *y, int64_t r, int64_t head, int64_t part,
@@ -79,7 +79,8 @@ static void block_task(const attend_args *g, const attend_out *y, int64_t r, int
   attend_row w = attend_row_at(g, r);
   int64_t bq = attend_bq(&w);
   real *kt = attend_take(&work, attend_blocks(w.keys) * ATTEND_BK * g->kdim);
-  real *vp = attend_take(&work, w.keys * g->vpad), *bp = attend_take(&work, g->group * w.keys);
+  real *vp = attend_take(&work, w.keys * g->vpad);
+  double *bp = attend_take_terms(&work, g, w.keys);
   real *q = attend_take(&work, bq * g->kdim), *s = attend_take(&work, bq * ATTEND_BK);
   real *o = attend_take(&work, bq * g->vpad), *max = attend_take(&work, bq), *sum = attend_take(&work, bq);
   attend_pack_t(w.keys, g->kdim, g->k + w.k0 * g->ks + head * g->kh, g->ks, kt);
@@ -135,7 +136,8 @@ static void few_task(const attend_args *g, int64_t r, int64_t head, int64_t begi
                      real *partial) {
   attend_row w = attend_row_at(g, r);
   enum { STRETCH = 64 };
-  real x[STRETCH], b[STRETCH];
+  real x[STRETCH];
+  double b[STRETCH];
   int64_t size = partial_size(g);
   for (int64_t i = 0; i < w.len * g->group; i++) {
     real *p = partial + i * size;
@@ -267,8 +269,8 @@ wf_status wf_attend_check(const wf_call *call) {
   WF_SHAPE_CHECK(!a == !b, "attend: of the score terms a and b only one is given");
   WF_SHAPE_CHECK(!a || (a->ndim == 2 && a->shape[0] == q->shape[0] && a->shape[1] == q->shape[1] &&
                         b->ndim == 2 && b->shape[0] == k->shape[0] && b->shape[1] == q->shape[1] &&
-                        a->dtype == q->dtype && b->dtype == q->dtype),
-                 "attend: score terms %s and %s do not fit q %s", wf_shape_text(a, t[0]),
+                        a->dtype == WF_F64 && b->dtype == WF_F64),
+                 "attend: score terms %s and %s, which are f64, do not fit q %s", wf_shape_text(a, t[0]),
                  wf_shape_text(b, t[1]), wf_shape_text(q, t[2]));
   WF_SHAPE_CHECK(!z || (z->ndim == 1 && z->shape[0] == q->shape[1] && z->dtype == q->dtype),
                  "attend: sink %s for %lld heads", wf_shape_text(z, t[0]), (long long)q->shape[1]);
@@ -366,8 +368,8 @@ wf_status wf_attend_sample(wf_sample *s) {
     s->in[2] = wf_sample_real(s, WF_SHAPE(m, kv, made[i].v));
   }
   s->in[3] = wf_from_host(s->ctx, "sample", WF_I64, WF_SHAPE(made[i].rows, 4), made[i].span);
-  s->in[4] = made[i].terms ? wf_sample_real(s, WF_SHAPE(n, heads)) : NULL;
-  s->in[5] = made[i].terms ? wf_sample_real(s, WF_SHAPE(m, heads)) : NULL;
+  s->in[4] = made[i].terms ? wf_cast(s->ctx, wf_sample_real(s, WF_SHAPE(n, heads)), WF_F64) : NULL;
+  s->in[5] = made[i].terms ? wf_cast(s->ctx, wf_sample_real(s, WF_SHAPE(m, heads)), WF_F64) : NULL;
   s->in[6] = made[i].sink ? wf_sample_real(s, WF_SHAPE(heads)) : NULL;
   *(wf_attend_options *)(void *)s->attr = made[i].o;
   return WF_OK;
@@ -379,6 +381,7 @@ const wf_op wf_op_attend = {
     .max_in = 7,
     .n_out = 2,
     .attr_size = sizeof(wf_attend_options),
+    .flags = WF_OP_TYPE_OF_FIRST,
     .optional = 1 << ATTEND_A | 1 << ATTEND_B | 1 << ATTEND_SINK,
     .rowmajor = 1 << ATTEND_Q | 1 << ATTEND_K | 1 << ATTEND_V,
     .save_in = 0x7f,

@@ -18,22 +18,30 @@ enum { WANT_Q, WANT_K, WANT_V, WANT_A, WANT_B, WANT_SINK, WANTS };
 
 /* An output: NULL data when not wanted. */
 typedef struct grad_out {
-  real *p;
+  void *p;
   int64_t s, h; /* strides of tokens and heads */
   bool add;
 } grad_out;
+
+static inline real *real_at(const grad_out *o, int64_t t, int64_t h) {
+  return (real *)o->p + t * o->s + h * o->h;
+}
+static inline double *term_at(const grad_out *o, int64_t t, int64_t h) {
+  return (double *)o->p + t * o->s + h * o->h;
+}
 
 typedef struct grad_args {
   attend_args a;
   const real *o, *lse, *dout;
   int64_t dos, doh;
-  grad_out out[WANTS];
+  grad_out out[WANTS]; /* those of the terms are double */
 } grad_args;
 
 /* What a task works in: see block_bytes of attend.c; dk, dv, db are sums over the task's query blocks. */
 typedef struct grad_work {
-  real *kt, *vt, *kr, *bp, *dk, *dv, *db, *sink;
-  real *q, *dout, *dq, *s, *ds, *th, *delta, *da;
+  real *kt, *vt, *kr, *dk, *dv, *sink;
+  real *q, *dout, *dq, *s, *ds, *th, *delta;
+  double *bp, *db, *da;
 } grad_work;
 
 static size_t carve(const attend_args *g, char *base, grad_work *w) {
@@ -42,10 +50,10 @@ static size_t carve(const attend_args *g, char *base, grad_work *w) {
   w->kt = attend_take(&at, blocked * g->kdim);
   w->vt = attend_take(&at, blocked * g->vdim);
   w->kr = attend_take(&at, keys * g->kpad);
-  w->bp = attend_take(&at, g->b ? g->group * keys : 0);
+  w->bp = attend_take_terms(&at, g, keys);
   w->dk = attend_take(&at, keys * g->kpad);
   w->dv = attend_take(&at, keys * g->vpad);
-  w->db = attend_take(&at, g->b ? g->group * keys : 0);
+  w->db = attend_take_terms(&at, g, keys);
   w->sink = attend_take(&at, g->group);
   w->q = attend_take(&at, ATTEND_BQ * g->kpad);
   w->dout = attend_take(&at, ATTEND_BQ * g->vpad);
@@ -54,7 +62,7 @@ static size_t carve(const attend_args *g, char *base, grad_work *w) {
   w->ds = attend_take(&at, ATTEND_BQ * ATTEND_BK);
   w->th = attend_take(&at, ATTEND_BK);
   w->delta = attend_take(&at, ATTEND_BQ);
-  w->da = attend_take(&at, ATTEND_BQ);
+  w->da = attend_take_bytes(&at, ATTEND_BQ * sizeof(double));
   return (size_t)(at - base);
 }
 
@@ -117,10 +125,10 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
           attend_hide(y, from_lane, lo, hi, to_lane, 0);
         }
         if (terms) {
-          real sum = 0, *db = k->db + i * w->keys + j;
+          double sum = 0, *db = k->db + i * w->keys + j;
           for (int64_t l = lo; l < hi; l++) {
-            sum += y[l];
-            db[l] -= y[l];
+            sum += (double)y[l];
+            db[l] -= (double)y[l];
           }
           k->da[t] += sum;
         }
@@ -138,7 +146,7 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
   const grad_out *dq = &ga->out[WANT_Q], *da = &ga->out[WANT_A];
   for (int64_t t = 0; t < nq; t++) {
     if (dq->p) {
-      real *to_q = dq->p + (first + t) * dq->s + h * dq->h;
+      real *to_q = real_at(dq, first + t, h);
       const real *sum = k->dq + t * g->kpad;
       if (dq->add)
         for (int64_t c = 0; c < g->kdim; c++) to_q[c] += g->scale * sum[c];
@@ -146,7 +154,7 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
         for (int64_t c = 0; c < g->kdim; c++) to_q[c] = g->scale * sum[c];
     }
     if (da->p) {
-      real *to_a = da->p + (first + t) * da->s + h * da->h;
+      double *to_a = term_at(da, first + t, h);
       *to_a = da->add ? *to_a + k->da[t] : k->da[t];
     }
   }
@@ -166,7 +174,7 @@ static void grad_task(const grad_args *ga, int64_t r, int64_t head, int64_t part
   memset(k->sink, 0, (size_t)g->group * sizeof(real));
   if (g->b) {
     attend_pack_b(g, &w, head, k->bp);
-    memset(k->db, 0, (size_t)(w.keys * g->group) * sizeof(real));
+    memset(k->db, 0, (size_t)(w.keys * g->group) * sizeof *k->db);
   }
   for (int64_t t0 = part * bq; t0 < w.len; t0 += parts * bq)
     for (int64_t i = 0; i < g->group; i++)
@@ -182,24 +190,25 @@ static void store_keys(const grad_args *ga, int64_t r, int64_t head, const grad_
   for (int64_t j = begin; j < end; j++)
     for (int64_t p = 0; p < parts; p++) {
       if (dk->p) {
-        real *to = dk->p + (w.k0 + j) * dk->s + head * dk->h;
+        real *to = real_at(dk, w.k0 + j, head);
         for (int64_t c = 0; c < g->kdim; c++) to[c] += k[p].dk[j * g->kpad + c];
       }
       if (dv->p) {
-        real *to = dv->p + (w.k0 + j) * dv->s + head * dv->h;
+        real *to = real_at(dv, w.k0 + j, head);
         for (int64_t c = 0; c < g->vdim; c++) to[c] += k[p].dv[j * g->vpad + c];
       }
       if (db->p)
         for (int64_t i = 0; i < g->group; i++)
-          db->p[(w.k0 + j) * db->s + (head * g->group + i) * db->h] += k[p].db[i * w.keys + j];
+          *term_at(db, w.k0 + j, head * g->group + i) += k[p].db[i * w.keys + j];
     }
 }
 
-static void clear(const grad_out *o, int64_t n, int64_t heads, int64_t width) {
+static void clear(const grad_out *o, int64_t n, int64_t heads, int64_t width, size_t size) {
   if (!o->p || o->add) return;
   WF_PARALLEL_FOR(t0, t1, n, heads * width) {
     for (int64_t t = t0; t < t1; t++)
-      for (int64_t h = 0; h < heads; h++) memset(o->p + t * o->s + h * o->h, 0, (size_t)width * sizeof(real));
+      for (int64_t h = 0; h < heads; h++)
+        memset((char *)o->p + (size_t)(t * o->s + h * o->h) * size, 0, (size_t)width * size);
   }
 }
 
@@ -301,9 +310,9 @@ static wf_status run_plan(wf_device *dev, const grad_args *ga, grad_plan *p) {
   const grad_out *dz = &ga->out[WANT_SINK];
   if (dz->p)
     for (int64_t h = 0; h < g->heads; h++) {
-      real sum = dz->add ? dz->p[h * dz->s] : 0;
+      real *to = real_at(dz, h, 0), sum = dz->add ? *to : 0;
       for (int64_t r = 0; r < g->rows; r++) sum += p->sink[r * g->heads + h];
-      dz->p[h * dz->s] = sum;
+      *to = sum;
     }
   return WF_OK;
 }
@@ -335,12 +344,12 @@ WF_KERNEL(attend_grad) {
   int64_t covered = 0;
   for (int64_t r = 0; r < g->rows; r++) covered += g->span[4 * r + 1];
   if (covered < g->n) { /* queries of no row */
-    clear(&ga.out[WANT_Q], g->n, g->heads, g->kdim);
-    clear(&ga.out[WANT_A], g->n, g->heads, 1);
+    clear(&ga.out[WANT_Q], g->n, g->heads, g->kdim, sizeof(real));
+    clear(&ga.out[WANT_A], g->n, g->heads, 1, sizeof(double));
   }
-  clear(&ga.out[WANT_K], g->m, g->kv_heads, g->kdim);
-  clear(&ga.out[WANT_V], g->m, g->kv_heads, g->vdim);
-  clear(&ga.out[WANT_B], g->m, g->heads, 1);
+  clear(&ga.out[WANT_K], g->m, g->kv_heads, g->kdim, sizeof(real));
+  clear(&ga.out[WANT_V], g->m, g->kv_heads, g->vdim, sizeof(real));
+  clear(&ga.out[WANT_B], g->m, g->heads, 1, sizeof(double));
 
   grad_plan p = {.threads = wf_threads_for((g->longest + 31) / 32 * g->rows * g->kv_heads, attend_cost(g))};
   p.parts = attend_parts(g, p.threads);
@@ -413,6 +422,7 @@ const wf_op wf_op_attend_grad = {
     .max_in = 10,
     .n_out = -1,
     .attr_size = sizeof(attend_grad_attr),
+    .flags = WF_OP_TYPE_OF_FIRST,
     .optional = 1 << ATTEND_A | 1 << ATTEND_B | 1 << ATTEND_SINK,
     .rowmajor = 1 << ATTEND_Q | 1 << ATTEND_K | 1 << ATTEND_V | 1 << ATTEND_DO,
     .rowmajor_out = 0x3f,

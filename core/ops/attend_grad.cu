@@ -4,17 +4,26 @@
 #include "core/ops/attend_impl.cuh"
 
 /* An output: NULL data when not wanted. */
-template <class real> struct grad_out {
-  real *p;
+template <class T> struct grad_out {
+  T *p;
   int64_t s, h; /* strides of tokens and heads */
   bool add;
 };
+
+/* The n-th output of the call if wanted; n moves on. */
+template <class T> static grad_out<T> next_out(const wf_call *call, bool wanted, int *n) {
+  if (!wanted) return {NULL, 0, 0, false};
+  const wf_tensor *t = call->out[*n];
+  const bool add = (call->add >> (*n)++ & 1) != 0;
+  return {wf_cuda_ptr<T>(t), t->stride[0], t->ndim > 1 ? t->stride[1] : 0, add};
+}
 
 template <class real> struct grad_args {
   attend_args<real> a;
   const real *o, *lse, *dout;
   int64_t dos, doh;
-  grad_out<real> q, k, v, da, db, sink;
+  grad_out<real> q, k, v, sink;
+  grad_out<double> da, db;
   real *share; /* [n, heads] of the sinks' gradient, or NULL */
 
   /* D = <do, o> of query i, head h, by one thread. */
@@ -66,7 +75,7 @@ template <class real> __device__ static void query_grad(const grad_args<real> &g
   }
   da = wf_cuda_total(da);
   if (threadIdx.x > 0) return;
-  if (g.da.p) wf_cuda_put(g.da.p + i * g.da.s + h * g.da.h, g.da.add, (real)da);
+  if (g.da.p) wf_cuda_put(g.da.p + i * g.da.s + h * g.da.h, g.da.add, da);
   if (g.share) g.share[i * a.heads + h] = w.len ? exp(a.sink[h] - g.lse[i * a.heads + h]) * delta : (real)0;
 }
 
@@ -110,7 +119,7 @@ template <class real> __device__ static void key_grad(const grad_args<real> &g, 
       }
     }
     db = wf_cuda_total(db);
-    if (threadIdx.x == 0 && g.db.p) wf_cuda_put(g.db.p + j * g.db.s + h * g.db.h, g.db.add, (real)db);
+    if (threadIdx.x == 0 && g.db.p) wf_cuda_put(g.db.p + j * g.db.s + h * g.db.h, g.db.add, db);
   }
 }
 
@@ -123,17 +132,19 @@ WF_CUDA_KERNEL(attend_grad) {
   g.dout = wf_cuda_ptr<real>(d);
   g.dos = d->stride[0], g.doh = d->stride[1];
   g.share = NULL;
-  grad_out<real> *const out[] = {&g.q, &g.k, &g.v, &g.da, &g.db, &g.sink}; /* as the bits of `want` */
-  const int32_t want = ((const attend_grad_attr *)call->attr)->want;
-  for (int i = 0, n = 0; i < 6; i++) {
-    *out[i] = {NULL, 0, 0, false};
-    if (!(want >> i & 1)) continue;
-    const wf_tensor *t = call->out[n];
+  for (int i = 0; i < call->n_out; i++) {
+    const wf_tensor *t = call->out[i];
     if (t->ndim == 3 && t->shape[2] > 1 && t->stride[2] != 1)
-      return WF_FAIL(WF_EINTERNAL, "attend_grad: output %d has no unit stride", n);
-    *out[i] = {wf_cuda_ptr<real>(t), t->stride[0], t->ndim > 1 ? t->stride[1] : 0, (call->add >> n & 1) != 0};
-    n++;
+      return WF_FAIL(WF_EINTERNAL, "attend_grad: output %d has no unit stride", i);
   }
+  const int32_t want = ((const attend_grad_attr *)call->attr)->want;
+  int at = 0;
+  g.q = next_out<real>(call, want & 1, &at);
+  g.k = next_out<real>(call, want & 2, &at);
+  g.v = next_out<real>(call, want & 4, &at);
+  g.da = next_out<double>(call, want & 8, &at);
+  g.db = next_out<double>(call, want & 16, &at);
+  g.sink = next_out<real>(call, want & 32, &at);
   const int64_t n = g.a.n, m = g.a.m, heads = g.a.heads, kv_heads = g.a.kv_heads;
   wf_cuda_scratch share;
   if (g.sink.p) {

@@ -11,7 +11,8 @@ struct attend_row {
 };
 
 template <class real> struct attend_args {
-  const real *q, *k, *v, *a, *b, *sink;
+  const real *q, *k, *v, *sink;
+  const double *a, *b;            /* terms of the scores */
   int64_t qs, qh, ks, kh, vs, vh; /* strides of tokens and heads */
   const int64_t *span;
   int64_t rows, n, m, heads, kv_heads, group, kdim, vdim, window;
@@ -45,7 +46,7 @@ template <class real> struct attend_args {
       *th = tanh(s / cap);
       s = cap * *th;
     }
-    if (b) s += a[i * heads + h] - b[j * heads + h];
+    if (b) s += (real)(a[i * heads + h] - b[j * heads + h]);
     return sigmoid ? s - log_len : s;
   }
 };
@@ -55,7 +56,7 @@ template <class real> static wf_status attend_read(const wf_call *call, attend_a
   const wf_attend_options *o = (const wf_attend_options *)call->attr; /* first in both attrs */
   const wf_tensor *q = call->in[ATTEND_Q], *k = call->in[ATTEND_K], *v = call->in[ATTEND_V];
   g->q = wf_cuda_ptr<real>(q), g->k = wf_cuda_ptr<real>(k), g->v = wf_cuda_ptr<real>(v);
-  g->a = wf_cuda_in<real>(call, ATTEND_A), g->b = wf_cuda_in<real>(call, ATTEND_B);
+  g->a = wf_cuda_in<double>(call, ATTEND_A), g->b = wf_cuda_in<double>(call, ATTEND_B);
   g->sink = wf_cuda_in<real>(call, ATTEND_SINK);
   g->qs = q->stride[0], g->qh = q->stride[1];
   g->ks = k->stride[0], g->kh = k->stride[1];

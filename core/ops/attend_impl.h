@@ -38,7 +38,8 @@ wf_status wf_attend_sample(wf_sample *s);
 enum { ATTEND_BK = 128, ATTEND_BQ = 64 };
 
 typedef struct attend_args {
-  const real *q, *k, *v, *a, *b, *sink;
+  const real *q, *k, *v, *sink;
+  const double *a, *b;            /* terms of the scores */
   int64_t qs, qh, ks, kh, vs, vh; /* strides of tokens and heads */
   const int64_t *span;
   int64_t rows, n, m, heads, kv_heads, group, kdim, vdim, kpad, vpad;
@@ -134,7 +135,7 @@ static inline void attend_pack_t(int64_t keys, int64_t dim, const real *src, int
   }
 }
 /* dst [group, keys]: the key terms of the heads of one key head. */
-static inline void attend_pack_b(const attend_args *g, const attend_row *w, int64_t head, real *dst) {
+static inline void attend_pack_b(const attend_args *g, const attend_row *w, int64_t head, double *dst) {
   for (int64_t i = 0; i < g->group; i++)
     for (int64_t j = 0; j < w->keys; j++)
       dst[i * w->keys + j] = g->b[(w->k0 + j) * g->heads + head * g->group + i];
@@ -148,8 +149,10 @@ static inline void attend_scaled(const attend_args *g, int64_t rows, const real 
   }
 }
 
-/* Products to scores: soft cap, then a_t - b_j, then the bias of sigmoid. `th` (or NULL) receives tanh. */
-static inline void attend_scores(const attend_args *g, int64_t n, real *x, real *th, real a, const real *b) {
+/* Products to scores: soft cap, then a_t - b_j, then the bias of sigmoid. `th` (or NULL) receives tanh. The
+ * terms may be sums over a whole sequence: their difference is formed in double. */
+static inline void attend_scores(const attend_args *g, int64_t n, real *x, real *th, double a,
+                                 const double *b) {
   if (g->cap > 0) {
     real cap = g->cap, inverse = 1 / cap;
     WF_PRAGMA(omp simd)
@@ -159,8 +162,10 @@ static inline void attend_scores(const attend_args *g, int64_t n, real *x, real 
       x[j] = cap * t;
     }
   }
-  if (b)
-    for (int64_t j = 0; j < n; j++) x[j] += a - b[j];
+  if (b) {
+    WF_PRAGMA(omp simd)
+    for (int64_t j = 0; j < n; j++) x[j] += (real)(a - b[j]);
+  }
   if (g->sigmoid)
     for (int64_t j = 0; j < n; j++) x[j] -= g->log_len;
 }
@@ -172,10 +177,16 @@ static inline void attend_hide(real *x, int64_t from, int64_t lo, int64_t hi, in
 }
 
 /* Work space of one thread, handed out in pieces of whole cache lines. */
-static inline real *attend_take(char **at, int64_t count) {
-  real *p = (real *)(void *)*at;
-  *at += ((size_t)count * sizeof(real) + 63) / 64 * 64;
+static inline void *attend_take_bytes(char **at, size_t bytes) {
+  void *p = *at;
+  *at += (bytes + 63) / 64 * 64;
   return p;
+}
+static inline real *attend_take(char **at, int64_t count) {
+  return attend_take_bytes(at, (size_t)count * sizeof(real));
+}
+static inline double *attend_take_terms(char **at, const attend_args *g, int64_t keys) {
+  return attend_take_bytes(at, (size_t)(g->b ? g->group * keys : 0) * sizeof(double));
 }
 
 #endif

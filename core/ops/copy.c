@@ -102,6 +102,10 @@ static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
 }
 
 static wf_status vjp(const wf_vjp *g) {
+  if (g->add && g->in[0]->dtype != g->dout[0]->dtype) { /* the kernel adds within one dtype */
+    wf_tensor *d = wf_cast(g->ctx, g->dout[0], g->in[0]->dtype);
+    return wf_op_run(g->ctx, &wf_op_copy, 1, &d, NULL, 1, &g->din[0], g->add);
+  }
   return wf_op_run(g->ctx, &wf_op_copy, 1, &g->dout[0], NULL, 1, &g->din[0], g->add);
 }
 

@@ -10,7 +10,8 @@
 typedef struct problem {
   int64_t rows, span[4][4], n, m, heads, kv, k, v;
   wf_attend_options o;
-  bool terms, sink;
+  double terms; /* 0: none; 1: plain numbers; below 0: sums over one row of about that a token, far from 0 */
+  bool sink;
 } problem;
 
 enum { Q, K, V, A, B, Z, INPUTS };
@@ -31,6 +32,11 @@ static numbers_of make(const problem *p) {
       x.in[i] = numbers(x.count[i], site[i]);
       x.grad[i] = doubles(x.count[i]);
     }
+  double far = 3e5;
+  for (int64_t i = 0; i < x.count[A] && p->terms < 0; i++) {
+    if (i % p->heads == 0) far += p->terms;
+    x.in[A][i] = x.in[B][i] = far + p->terms * (double)(i / p->heads * (i % p->heads)) + 0.1 * x.in[A][i];
+  }
   x.o = doubles(p->n * p->heads * p->v);
   x.lse = doubles(p->n * p->heads);
   x.dout = numbers(p->n * p->heads * p->v, "do");
@@ -111,8 +117,8 @@ static tensors run(const problem *p, const numbers_of *x, wf_dtype dtype) {
   t.in[1] = tensor(dtype, WF_SHAPE(p->m, p->kv, p->k), x->in[K]);
   t.in[2] = tensor(dtype, WF_SHAPE(p->m, p->kv, p->v), x->in[V]);
   t.in[3] = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(p->rows, 4), p->span);
-  t.in[4] = tensor(dtype, WF_SHAPE(p->n, p->heads), x->in[A]);
-  t.in[5] = tensor(dtype, WF_SHAPE(p->m, p->heads), x->in[B]);
+  t.in[4] = tensor(WF_F64, WF_SHAPE(p->n, p->heads), x->in[A]);
+  t.in[5] = tensor(WF_F64, WF_SHAPE(p->m, p->heads), x->in[B]);
   t.in[6] = tensor(dtype, WF_SHAPE(p->heads), x->in[Z]);
   wf_op_apply(ctx, &wf_op_attend, 7, t.in, &p->o, t.out);
   ok(wf_ctx_check(ctx));
@@ -193,6 +199,22 @@ START_TEST(test_long) {
   open_cpu();
   check((problem){1, {{0, 1000, 0, 0}}, 1000, 1000, 2, 1, 20, 12, {.scale = 0.2, .softcap = 3}, true, true});
   check((problem){1, {{0, 1000, 0, 0}}, 1000, 1000, 1, 1, 8, 8, {.scale = 0.3, .window = 200}, false, false});
+  close_cpu();
+}
+END_TEST
+
+/* Sums of log gates far from 0 lose nothing: only their differences are rounded. */
+START_TEST(test_running_sums) {
+  open_cpu();
+  static const double gates[] = {-1e-4, -0.1, -5, -50};
+  for (int i = 0; i < 4; i++) {
+    problem p = {1, {{0, 1000, 0, 0}}, 1000, 1000, 2, 1, 20, 12, {.scale = 0.2}, gates[i], false};
+    check(p);
+    p.o.window = 100;
+    check(p);
+    p.span[0][1] = p.n = p.m = 3; /* few queries */
+    check(p);
+  }
   close_cpu();
 }
 END_TEST
@@ -434,6 +456,9 @@ START_TEST(test_errors) {
   ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
   wf_attend(ctx, q, k, k, span, wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 2)), NULL, NULL, &p.o);
   ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
+  wf_tensor *term = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 2)); /* terms are float64 */
+  wf_attend(ctx, q, k, k, span, term, term, NULL, &p.o);
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
   p.o.kind = WF_ATTEND_SIGMOID;
   p.o.len_bias = 3;
   wf_attend(ctx, q, k, k, span, NULL, NULL, z, &p.o);
@@ -448,6 +473,7 @@ static Suite *attend_suite(void) {
   TCase *t = tcase_create("attend");
   tcase_add_test(t, test_sizes);
   tcase_add_test(t, test_long);
+  tcase_add_test(t, test_running_sums);
   tcase_add_test(t, test_rows);
   tcase_add_test(t, test_threads);
   tcase_add_test(t, test_repeats_bitwise);

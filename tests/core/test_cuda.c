@@ -186,8 +186,8 @@ static wf_rows *two_rows(wf_ctx *c, int64_t n) {
 static wf_tensor *build_attend(wf_ctx *c, wf_tensor *const *in) {
   const int64_t span[] = {0, 450, 0, 100, 450, 150, 550, 0};
   wf_attend_options o = {.scale = 0.2, .softcap = 5, .window = 300};
-  return wf_attend(c, in[0], in[1], in[2], wf_from_host(c, "test", WF_I64, WF_SHAPE(2, 4), span), in[3],
-                   in[4], in[5], &o);
+  return wf_attend(c, in[0], in[1], in[2], wf_from_host(c, "test", WF_I64, WF_SHAPE(2, 4), span),
+                   wf_cast(c, in[3], WF_F64), wf_cast(c, in[4], WF_F64), in[5], &o);
 }
 static wf_tensor *build_sigmoid(wf_ctx *c, wf_tensor *const *in) {
   const int64_t span[] = {0, 600, 0, 0};

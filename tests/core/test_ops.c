@@ -309,6 +309,23 @@ START_TEST(dropout_draws) {
 }
 END_TEST
 
+/* The gradient of a cast is added where its input has another use. */
+START_TEST(cast_of_a_shared_input) {
+  wf_tensor *x = numbers(WF_F32, WF_SHAPE(7, 5), "x"), *w = numbers(WF_F64, WF_SHAPE(7, 5), "w");
+  wf_leaf leaf = {.grad = wf_zeros(ctx, "test", WF_F32, WF_SHAPE(7, 5))};
+  wf_tape *tape;
+  ck_assert(wf_tape_create(ctx, &tape) == WF_OK && wf_tape_watch(tape, x, &leaf) == WF_OK);
+  wf_tape_record(tape);
+  wf_tensor *y[2] = {wf_affine(ctx, x, 3, 0), wf_mul(ctx, wf_cast(ctx, x, WF_F64), w)}, *cot[2];
+  wf_tape_pause(tape);
+  for (int i = 0; i < 2; i++)
+    cot[i] = wf_affine(ctx, wf_zeros(ctx, "test", y[i]->dtype, 2, y[i]->shape), 1, 1);
+  ck_assert_msg(wf_backward(tape, 2, y, cot) == WF_OK, "%s", wf_error_message());
+  expect_same("gradient", leaf.grad, wf_affine(ctx, w, 1, 3), 1e-7);
+  wf_tape_free(tape);
+}
+END_TEST
+
 /* Many rows, several threads: norms written out in other ops. */
 START_TEST(large_norms) {
   wf_tensor *x = numbers(WF_F32, WF_SHAPE(300, 67), "x"), *r = numbers(WF_F32, WF_SHAPE(300, 67), "r");
@@ -429,6 +446,7 @@ static Suite *ops_suite(void) {
   tcase_add_test(t, large_products);
   tcase_add_test(t, views);
   tcase_add_test(t, dropout_draws);
+  tcase_add_test(t, cast_of_a_shared_input);
   tcase_add_test(t, large_norms);
   tcase_add_test(t, large_embedding);
   tcase_add_test(t, loss_in_place);
