@@ -206,15 +206,16 @@ END_TEST
 /* Sums of log gates far from 0 lose nothing: only their differences are rounded. */
 START_TEST(test_running_sums) {
   open_cpu();
-  static const double gates[] = {-1e-4, -0.1, -5, -50};
-  for (int i = 0; i < 4; i++) {
-    problem p = {1, {{0, 1000, 0, 0}}, 1000, 1000, 2, 1, 20, 12, {.scale = 0.2}, gates[i], false};
+  static const double gates[] = {-1e-4, -0.1, -50};
+  for (int i = 0; i < 3; i++) {
+    problem p = {1, {{0, 150, 0, 0}}, 150, 150, 2, 1, 20, 12, {.scale = 0.2}, gates[i], false};
     check(p);
-    p.o.window = 100;
+    p.o.window = 40;
     check(p);
     p.span[0][1] = p.n = p.m = 3; /* few queries */
     check(p);
   }
+  check((problem){1, {{0, 1000, 0, 0}}, 1000, 1000, 1, 1, 8, 8, {.scale = 0.2}, -5, false});
   close_cpu();
 }
 END_TEST
