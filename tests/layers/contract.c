@@ -17,31 +17,28 @@ enum { VOCAB = 11, WIDTH = 12, LENGTH = 23, MAX_BLOCKS = 4 };
 
 /* ---- building ---- */
 
-typedef struct parsed {
-  const wf_layer_type *type;
-  void *options;
-} parsed;
-
-static parsed parse_half(wf_layer_kind kind, const char *text) {
+const wf_layer_type *wf_trial_parse(wf_layer_kind kind, const char *text, void **options) {
   char buf[256], *save = NULL;
-  snprintf(buf, sizeof buf, "%s", text);
+  *options = NULL;
+  ck_assert_msg(snprintf(buf, sizeof buf, "%s", text) < (int)sizeof buf, "too long: %s", text);
   char *name = strtok_r(buf, " ", &save);
-  if (!name || strcmp(name, "-") == 0) return (parsed){0};
-  parsed p = {.type = wf_layer_find(kind, name)};
-  ck_assert_msg(p.type != NULL, "no layer %s", name);
-  p.options = wf_calloc("test", 1, p.type->options_size);
-  OK(wf_options_defaults(p.type->options, p.options));
+  if (!name || strcmp(name, "-") == 0) return NULL;
+  const wf_layer_type *type = wf_layer_find(kind, name);
+  ck_assert_msg(type != NULL, "no layer %s", name);
+  *options = wf_calloc("test", 1, type->options_size);
+  OK(wf_options_defaults(type->options, *options));
   for (char *kv = strtok_r(NULL, " ", &save); kv; kv = strtok_r(NULL, " ", &save)) {
     char *eq = strchr(kv, '=');
+    ck_assert_msg(eq != NULL, "%s: '%s' is no key=value", text, kv);
     *eq = '\0';
-    OK(wf_options_set(p.type->options, p.options, kv, eq + 1));
+    OK(wf_options_set(type->options, *options, kv, eq + 1));
   }
-  return p;
+  return type;
 }
 
-static void free_half(parsed *p) {
-  if (p->type) wf_options_free(p->type->options, p->options);
-  wf_free(p->options);
+void wf_trial_free_options(const wf_layer_type *type, void *options) {
+  if (type) wf_options_free(type->options, options);
+  wf_free(options);
 }
 
 /* Three lanes: one long document, several packed ones (single tokens among them), a shorter lane. */
@@ -77,17 +74,16 @@ void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const w
   *x = (wf_trial){0};
   OK(wf_device_open(WF_CPU, 0, &x->dev));
   OK(wf_ctx_create(x->dev, &x->c));
-  parsed half[MAX_BLOCKS][2];
   wf_block_spec spec[MAX_BLOCKS];
   for (int i = 0; i < n_blocks; i++) {
     char mixer[256];
     snprintf(mixer, sizeof mixer, "%s", blocks[i]);
     char *slash = strchr(mixer, '/');
     *slash = '\0';
-    half[i][0] = parse_half(WF_LAYER_MIXER, mixer);
-    half[i][1] = parse_half(WF_LAYER_MLP, slash + 1);
-    spec[i] = (wf_block_spec){i % 2 ? WF_NORM_LAYER : WF_NORM_RMS, half[i][0].type, half[i][1].type,
-                              half[i][0].options, half[i][1].options};
+    void *options[2];
+    const wf_layer_type *type = wf_trial_parse(WF_LAYER_MIXER, mixer, &options[0]),
+                        *mlp = wf_trial_parse(WF_LAYER_MLP, slash + 1, &options[1]);
+    spec[i] = (wf_block_spec){i % 2 ? WF_NORM_LAYER : WF_NORM_RMS, type, mlp, options[0], options[1]};
   }
   wf_model_spec m = {.vocab = VOCAB,
                      .d_model = WIDTH,
@@ -104,8 +100,10 @@ void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const w
                      .head_rows = 10};
   OK(wf_model_create(x->c, &m, o->dtype, NULL, NULL, &x->m));
   OK(wf_params_init(wf_model_params(x->m), 3));
-  for (int i = 0; i < n_blocks; i++)
-    for (int k = 0; k < 2; k++) free_half(&half[i][k]);
+  for (int i = 0; i < n_blocks; i++) {
+    wf_trial_free_options(spec[i].mixer, (void *)(uintptr_t)spec[i].mixer_options);
+    wf_trial_free_options(spec[i].mlp, (void *)(uintptr_t)spec[i].mlp_options);
+  }
   make_tokens(&x->t, o->packed);
   x->numel = wf_model_params(x->m)->numel;
 }

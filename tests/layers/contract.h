@@ -23,6 +23,11 @@ typedef struct wf_trial_options {
   bool recompute, packed, tie;
 } wf_trial_options;
 
+/* "layer key=value key=value" -> the layer with its options, to be freed; NULL for "-". Fails the running
+ * test where there is no such layer or option. */
+const wf_layer_type *wf_trial_parse(wf_layer_kind kind, const char *text, void **options);
+void wf_trial_free_options(const wf_layer_type *type, void *options);
+
 /* `blocks`: mixer, MLP and options given by name, "mixer key=value key=value / mlp key=value", one string a
  * block; "-" for an absent half. */
 void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const wf_trial_options *o);
