@@ -13,9 +13,9 @@ enum { MAX_STATE = 8 };
 
 typedef struct serial {
   wf_run *r;
-  int64_t n, longest;
-  int64_t *order; /* [n] rows, the longest first */
-  int64_t *alive; /* [longest] rows that have a token t */
+  int64_t n, steps; /* steps: tokens of the longest row; without rows one, of no token, which shapes y */
+  int64_t *order;   /* [n] rows, the longest first */
+  int64_t *alive;   /* [steps] rows that have a token t */
 } serial;
 
 typedef struct sized {
@@ -35,8 +35,8 @@ static wf_status plan(serial *s) {
   WF_CALLOC(by, "rows", s->n + 1);
   for (int64_t i = 0; i < s->n; i++) by[i] = (sized){i, rows->row[i].len};
   qsort(by, (size_t)s->n, sizeof *by, longer_first);
-  s->longest = s->n ? by[0].len : 0;
-  s->order = wf_calloc("rows", (size_t)(s->n + s->longest) + 1, sizeof *s->order);
+  s->steps = s->n ? by[0].len : 1;
+  s->order = wf_calloc("rows", (size_t)(s->n + s->steps), sizeof *s->order);
   if (!s->order) {
     wf_free(by);
     return WF_ENOMEM;
@@ -98,8 +98,8 @@ static wf_status steps(const serial *s, wf_tensor *x, int n_state, wf_tensor **s
                        const void *self, int32_t *index, wf_tensor **y, wf_tensor **ends, int *n_ends) {
   wf_ctx *c = s->r->c;
   *n_ends = 0;
-  for (int64_t t = 0; t < s->longest; t++) {
-    int64_t m = s->alive[t], next_m = t + 1 < s->longest ? s->alive[t + 1] : 0;
+  for (int64_t t = 0; t < s->steps; t++) {
+    int64_t m = s->alive[t], next_m = t + 1 < s->steps ? s->alive[t + 1] : 0;
     for (int64_t i = 0; i < m; i++) index[i] = (int32_t)(s->r->rows->row[s->order[i]].begin + t);
     wf_tensor *next[MAX_STATE];
     WF_TRY(step(c, self, pick(c, x, m, index), n_state, state, &y[t], next));
@@ -115,9 +115,9 @@ static wf_status steps(const serial *s, wf_tensor *x, int n_state, wf_tensor **s
 /* From outputs by step to the order of the tokens. */
 static wf_tensor *in_order(const serial *s, wf_tensor **y, int32_t *index) {
   int32_t at = 0;
-  for (int64_t t = 0; t < s->longest; t++)
+  for (int64_t t = 0; t < s->steps; t++)
     for (int64_t i = 0; i < s->alive[t]; i++) index[s->r->rows->row[s->order[i]].begin + t] = at++;
-  return pick(s->r->c, wf_concat(s->r->c, (int)s->longest, y), s->r->rows->n_tokens, index);
+  return pick(s->r->c, wf_concat(s->r->c, (int)s->steps, y), s->r->rows->n_tokens, index);
 }
 
 static wf_status run_serial(serial *s, const int *slots, int n_state, wf_tensor *const *init, wf_tensor *x,
@@ -125,11 +125,9 @@ static wf_status run_serial(serial *s, const int *slots, int n_state, wf_tensor 
   wf_ctx *c = s->r->c;
   const wf_rows *rows = s->r->rows;
   WF_TRY(plan(s));
-  if (s->longest == 0) return WF_FAIL(WF_EINVAL, "a serial layer needs at least one token");
   int64_t most = rows->n_tokens + rows->n_lanes + s->n;
   int32_t *index = wf_alloc("rows", (size_t)most * sizeof *index);
-  wf_tensor **y = wf_alloc("rows", (size_t)(s->longest + s->n * n_state) * sizeof *y),
-            **ends = y + s->longest;
+  wf_tensor **y = wf_alloc("rows", (size_t)(s->steps + s->n * n_state) * sizeof *y), **ends = y + s->steps;
   wf_tensor *lanes[MAX_STATE], *state[MAX_STATE];
   int n_ends = 0;
   wf_status st = index && y ? WF_OK : WF_ENOMEM;
@@ -147,7 +145,8 @@ static wf_status run_serial(serial *s, const int *slots, int n_state, wf_tensor 
         y; /* the outputs are in place: their array serves for the final states, shortest rows last */
     int n = 0;
     for (int e = n_ends - n_state; e >= 0; e -= n_state) part[n++] = ends[e + k];
-    *wf_state_out(s->r->state, slots[k]) = leaving(s, lanes[k], wf_concat(c, n, part), index);
+    wf_tensor *last = n ? wf_concat(c, n, part) : state[k]; /* no rows: of no row */
+    *wf_state_out(s->r->state, slots[k]) = leaving(s, lanes[k], last, index);
   }
   wf_free(y);
   wf_free(index);

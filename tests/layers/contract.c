@@ -321,6 +321,49 @@ static void packed_equals_separate(int n_blocks, const char *const *blocks) {
   wf_trial_free(&x);
 }
 
+/* A batch without tokens between two parts: no loss, no gradient, and the state goes on as it was. */
+static void empty_batch_changes_nothing(int n_blocks, const char *const *blocks) {
+  wf_trial x;
+  wf_trial_options o = {.dtype = WF_F64, .packed = true};
+  wf_trial_make(&x, n_blocks, blocks, &o);
+  int64_t n = x.t.n_tokens * VOCAB;
+  double *whole = wf_calloc("test", (size_t)n, 2 * sizeof *whole), *part = whole + n, loss = 1;
+  double *grad = wf_calloc("test", (size_t)x.numel, sizeof *grad);
+  wf_state *state;
+  OK(wf_state_create(x.c, wf_model_state_spec(x.m), WF_F64, x.t.n_lanes, LENGTH, true, &state));
+  wf_tokens before, none, after;
+  OK(wf_tokens_cut(&x.t, 0, 9, &before));
+  OK(wf_tokens_cut(&x.t, LENGTH, LENGTH + 1, &none));
+  OK(wf_tokens_cut(&x.t, 9, LENGTH, &after));
+  ck_assert_int_eq(none.n_rows, 0);
+  run_logits(&x, &before, state, part);
+  wf_step s = step;
+  s.state = state;
+  wf_params_reset(wf_model_params(x.m));
+  wf_params_hold(wf_model_params(x.m));
+  OK(wf_step_gradient(x.m, &s, &none, scale, true, &loss));
+  ck_assert_double_eq(loss, 0);
+  collect(&x, grad);
+  for (int64_t i = 0; i < x.numel; i++) ck_assert_double_eq(grad[i], 0);
+  run_logits(&x, &after, state, part);
+  wf_trial_logits(&x, whole);
+  for (int64_t i = 0; i < after.n_rows; i++) {
+    const wf_row *r = &after.row[i], *w = x.t.row;
+    while (w->lane != r->lane || r->place < w->place || r->place >= w->place + w->len) w++;
+    wf_error e =
+        wf_compare(r->len * VOCAB, part + r->begin * VOCAB, whole + (w->begin + r->place - w->place) * VOCAB);
+    ck_assert_msg(e.err2 <= 1e-10, "after an empty batch: err2 %.2e in lane %lld", e.err2,
+                  (long long)r->lane);
+  }
+  wf_tokens_free(&before);
+  wf_tokens_free(&none);
+  wf_tokens_free(&after);
+  wf_state_free(state);
+  wf_free(grad);
+  wf_free(whole);
+  wf_trial_free(&x);
+}
+
 void wf_trial_contract(int n_blocks, const char *const *blocks) {
   for (int k = 0; k < 4; k++) {
     wf_trial_options o = {
@@ -329,4 +372,5 @@ void wf_trial_contract(int n_blocks, const char *const *blocks) {
   }
   decoding_agrees_and_is_causal(n_blocks, blocks);
   packed_equals_separate(n_blocks, blocks);
+  empty_batch_changes_nothing(n_blocks, blocks);
 }
