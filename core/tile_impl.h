@@ -164,6 +164,17 @@ static inline real tile_dot(int64_t n, const real *x, const real *y) {
   return tile_sum(lane) + rest;
 }
 
+/* What one thread works in: pieces of whole cache lines, from `at` on. */
+static inline real *take(char **at, int64_t count) {
+  real *p = (real *)(void *)*at;
+  *at += ((size_t)count * sizeof(real) + 63) / 64 * 64;
+  return p;
+}
+static inline double *take_double(char **at, int64_t count) {
+  return (double *)(void *)take(at, count * (int64_t)(sizeof(double) / sizeof(real)));
+}
+enum { TAKE_SLACK = 16 }; /* reals that rounding to cache lines may add to each piece */
+
 /* e^x for loops over scores, without a library call. Float: 2^n e^r with a polynomial in r fitted for a
  * relative error of 1.1e-8 before rounding; exactly 0 below -87; NaN stays NaN. */
 #ifdef WF_REAL_F32

@@ -5,6 +5,7 @@
 #include "core/op_def.h"
 
 #ifdef WF_KERNEL_PASS
+#  include <string.h>
 
 /* Rows must tile n tokens and name lanes below `lanes`. */
 static inline wf_status wf_rows_read(const char *op, const wf_tensor *table, int64_t n, int64_t lanes,
@@ -37,6 +38,17 @@ static inline bool wf_lane_left(const wf_row *row, int64_t n, int64_t lane) {
   for (int64_t r = 0; r < n; r++)
     if (row[r].lane == lane && wf_row_leaves(&row[r])) return true;
   return false;
+}
+
+/* Lanes that none of n rows leaves keep their state of `size` elements, or hand its gradient back; the others
+ * become 0. `from` NULL: zeros. */
+static inline void wf_keep_lanes(const wf_row *row, int64_t n, int64_t lanes, int64_t size, const real *from,
+                                 real *to, bool add) {
+  for (int64_t l = 0; l < lanes; l++) {
+    bool copy = from && !wf_lane_left(row, n, l);
+    if (!copy && !add) memset(to + l * size, 0, (size_t)size * sizeof *to);
+    for (int64_t i = l * size; i < (l + 1) * size && copy; i++) to[i] = from[i] + (add ? to[i] : 0);
+  }
 }
 
 #endif

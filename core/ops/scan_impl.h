@@ -70,17 +70,6 @@ typedef struct scan_kind {
                char *work);
 } scan_kind;
 
-/* What one thread works in: pieces of whole cache lines, from `at` on. */
-static inline real *take(char **at, int64_t count) {
-  real *p = (real *)(void *)*at;
-  *at += ((size_t)count * sizeof(real) + 63) / 64 * 64;
-  return p;
-}
-static inline double *take_double(char **at, int64_t count) {
-  return (double *)(void *)take(at, count * (int64_t)(sizeof(double) / sizeof(real)));
-}
-enum { TAKE_SLACK = 16 }; /* reals that rounding to cache lines may add to each piece */
-
 static wf_status scan_read(const wf_call *call, const scan_kind *kind, scan_args *a) {
   const scan_attr *at = call->attr;
   const wf_tensor *q = call->in[SCAN_Q], *k = call->in[SCAN_K], *v = call->in[SCAN_V];
@@ -187,16 +176,6 @@ static void scan_enter(const scan_args *a, const wf_row *r, int64_t h, real *s) 
     memset(s, 0, (size_t)(a->kdim * a->vpad) * sizeof *s);
 }
 
-/* Lanes that no row leaves keep their state. */
-static void scan_keep(const scan_args *a, int64_t lanes, const real *from, real *to, bool add) {
-  int64_t size = a->heads * a->size;
-  for (int64_t l = 0; l < lanes; l++) {
-    bool copy = from && !wf_lane_left(a->row, a->rows, l);
-    if (!copy && !add) memset(to + l * size, 0, (size_t)size * sizeof *to);
-    for (int64_t i = l * size; i < (l + 1) * size && copy; i++) to[i] = from[i] + (add ? to[i] : 0);
-  }
-}
-
 static int64_t scan_cost(const scan_args *a) { /* element operations of a row and head, nearly */
   return a->longest * (a->kdim + 8) * (a->vdim + 8) / 4;
 }
@@ -238,7 +217,7 @@ static wf_status scan_forward(const wf_call *call, const scan_kind *kind) {
   a.o = wf_data(call->out[0]);
   if (call->n_out > 1) {
     a.left = wf_data(call->out[1]);
-    scan_keep(&a, at->lanes, a.state, a.left, false);
+    wf_keep_lanes(a.row, a.rows, at->lanes, a.heads * a.size, a.state, a.left, false);
   }
   wf_device *dev = wf_ctx_device(call->ctx);
   int64_t tasks = a.rows * a.heads;
@@ -403,7 +382,9 @@ static wf_status scan_grad(const wf_call *call, const scan_kind *kind) {
       out[i] = (grad_out){wf_data(t), t->stride[0], t->stride[1], call->add >> n & 1};
       n++;
     }
-  if (out[WANT_STATE].p) scan_keep(&a, at->lanes, a.dstate, out[WANT_STATE].p, out[WANT_STATE].add);
+  if (out[WANT_STATE].p)
+    wf_keep_lanes(a.row, a.rows, at->lanes, a.heads * a.size, a.dstate, out[WANT_STATE].p,
+                  out[WANT_STATE].add);
 
   int threads = wf_threads_for(a.rows * a.heads, 3 * scan_cost(&a));
   scan_division d = scan_divide(&a, out, threads);

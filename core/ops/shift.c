@@ -9,7 +9,6 @@
 #include "core/ops/rows_impl.h"
 
 #ifdef WF_KERNEL_PASS
-#  include <string.h>
 
 /* ---- conv ---- */
 
@@ -241,11 +240,7 @@ WF_KERNEL(conv_grad) {
   if (a->want & 4) o.db = wf_data(call->out[n++]);
   if (a->want & 8) { /* what lanes that are not left pass on; rows add to it */
     o.dstate = wf_data(call->out[n]);
-    int64_t size = (g.w - 1) * g.d;
-    if (!(call->add >> n & 1)) memset(o.dstate, 0, (size_t)(a->lanes * size) * sizeof(real));
-    for (int64_t l = 0; l < a->lanes && g.dstate; l++)
-      if (!wf_lane_left(g.row, g.rows, l))
-        for (int64_t i = 0; i < size; i++) o.dstate[l * size + i] += g.dstate[l * size + i];
+    wf_keep_lanes(g.row, g.rows, a->lanes, (g.w - 1) * g.d, g.dstate, o.dstate, call->add >> n & 1);
   }
   wf_device *dev = wf_ctx_device(call->ctx);
   int64_t width = g.d;
@@ -333,13 +328,7 @@ WF_KERNEL(halo_grad) {
   real *dx = ix >= 0 ? wf_data(call->out[ix]) : NULL, *dold = is >= 0 ? wf_data(call->out[is]) : NULL;
   const wf_tensor *xt = ix >= 0 ? call->out[ix] : x;
   bool add_x = ix >= 0 && call->add >> ix & 1;
-  if (dold) {
-    if (!(call->add >> is & 1)) memset(dold, 0, (size_t)(a->lanes * before * size) * sizeof *dold);
-    for (int64_t l = 0; l < a->lanes && later; l++)
-      if (!wf_lane_left(row, rows, l))
-        for (int64_t i = 0; i < before * size; i++)
-          dold[l * before * size + i] += later[l * before * size + i];
-  }
+  if (dold) wf_keep_lanes(row, rows, a->lanes, before * size, later, dold, call->add >> is & 1);
   int64_t width, lines = wf_token_lines(x, 1, &width);
   WF_PARALLEL_FOR(r0, r1, rows, x->shape[0] / (rows ? rows : 1) * size) {
     for (int64_t r = r0; r < r1; r++)
