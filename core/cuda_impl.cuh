@@ -78,6 +78,8 @@ static inline bool wf_cuda_f64(const wf_call *call) {
 #define r_exp   exp
 #define r_log   log
 #define r_tanh  tanh
+#define r_cos   cos
+#define r_sin   sin
 #define r_erf   erf
 #define r_log1p log1p
 #define r_sqrt  sqrt

@@ -49,6 +49,10 @@ wf_tensor *wf_sigmoid(wf_ctx *c, wf_tensor *x);
 wf_tensor *wf_logsigmoid(wf_ctx *c, wf_tensor *x);
 wf_tensor *wf_softplus(wf_ctx *c, wf_tensor *x);
 wf_tensor *wf_tanh(wf_ctx *c, wf_tensor *x);
+wf_tensor *wf_elu1(wf_ctx *c,
+                   wf_tensor *x); /* elu(x) + 1: x + 1 above 0, e^x below (Katharopoulos et al. 2020) */
+wf_tensor *wf_cos(wf_ctx *c, wf_tensor *x);
+wf_tensor *wf_sin(wf_ctx *c, wf_tensor *x);
 wf_tensor *wf_silu(wf_ctx *c, wf_tensor *x);
 wf_tensor *wf_gelu(wf_ctx *c, wf_tensor *x);      /* x Phi(x), by erf */
 wf_tensor *wf_gelu_tanh(wf_ctx *c, wf_tensor *x); /* GPT-2's approximation by tanh */
@@ -159,6 +163,26 @@ typedef struct wf_scan_in {
  * K, V] (may be NULL). State in f32 at least. */
 wf_tensor *wf_scan(wf_ctx *c, const wf_scan_in *in, wf_tensor *state, const wf_rows *rows,
                    const wf_scan_options *o, wf_tensor **state_out);
+
+/* ---- gates.c, normalise.c: exponential gates and the normalised read around a recurrence (mixers 7) ---- */
+/* The gates of a recurrence whose state is stored times e^{-m}: with m the stabiliser (constant in the
+ * backward) and p the one before it, g = f + p - m <= 0 (the log decay), w = e^{i - m} <= 1 (the weight of
+ * the write), floor = e^{-m} (no gradient). i, m, p [n, H]; f [n, H] or NULL (0). */
+void wf_exp_gates(wf_ctx *c, wf_tensor *f, wf_tensor *i, wf_tensor *m, wf_tensor *p, wf_tensor **g,
+                  wf_tensor **w, wf_tensor **floor);
+/* x [n, H, V] -> [n, H, V + 1]: the last column is 1, so that a recurrence over it sums keys beside values.
+ */
+wf_tensor *wf_append_one(wf_ctx *c, wf_tensor *x);
+/* o [n, H, V + 1], floor [n, H] or NULL (0; no gradient) -> o[..V] / (max(|o[V]|, floor) + eps), [n, H, V].
+ */
+wf_tensor *wf_normalise(wf_ctx *c, wf_tensor *o, wf_tensor *floor, double eps);
+
+/* ---- feature.c: feature maps of linear attention, over the last dimension ---- */
+/* x [..., K] -> softmax of [2 x, -2 x], [..., 2 K] (Zhang et al. 2024, Hedgehog, on a learned projection). */
+wf_tensor *wf_hedgehog(wf_ctx *c, wf_tensor *x);
+/* x [..., K] -> [1, x K^{-1/4}, x x^T (2 K)^{-1/2}], [..., 1 + K + K^2]: products of two are the second-order
+ * Taylor series of e^{<x, y> / sqrt K} (Arora et al. 2024, Based). */
+wf_tensor *wf_taylor(wf_ctx *c, wf_tensor *x);
 
 #ifdef __cplusplus
 }

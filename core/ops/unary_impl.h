@@ -32,6 +32,9 @@
   X(logsigmoid, IN, (x < R(0.0) ? x : R(0.0)) - r_log1p(r_exp(-r_abs(x))), dy * WF_UNARY_SIGMOID(-s), -4, 4) \
   X(softplus, IN, (x > R(0.0) ? x : R(0.0)) + r_log1p(r_exp(-r_abs(x))), dy * WF_UNARY_SIGMOID(s), -4, 4)    \
   X(tanh, OUT, r_tanh(x), dy *(R(1.0) - s * s), -2, 2)                                                       \
+  X(elu1, OUT, x > R(0.0) ? x + R(1.0) : r_exp(x), s > R(1.0) ? dy : dy * s, -1.5, 1.5)                      \
+  X(cos, IN, r_cos(x), -dy *r_sin(s), -3, 3)                                                                 \
+  X(sin, IN, r_sin(x), dy *r_cos(s), -3, 3)                                                                  \
   X(silu, IN, x *WF_UNARY_SIGMOID(x), dy *WF_UNARY_SILU_GRAD(s, WF_UNARY_SIGMOID(s)), -4, 4)                 \
   X(gelu, IN, WF_UNARY_GELU(x), dy *WF_UNARY_GELU_GRAD(s), -3, 3)                                            \
   X(gelu_tanh, IN, R(0.5) * x * (R(1.0) + r_tanh(WF_UNARY_GELU_ARG(x))),                                     \
