@@ -56,6 +56,8 @@ static wf_status model_of(wf_ctx *c, const wf_config *cfg, int64_t vocab,
                         .block = block,
                         .norm = (wf_norm_kind)m->norm,
                         .norm_eps = wf_config_norm_eps(cfg),
+                        .bare_norms = !m->norm_bias,
+                        .logit_softcap = m->logit_softcap,
                         .tie_embeddings = m->tie_embeddings,
                         .max_positions =
                             m->max_positions == WF_AUTO_I64 ? cfg->data.seq_len : m->max_positions,

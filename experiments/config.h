@@ -91,8 +91,8 @@ typedef struct wf_config_block {
 typedef struct wf_config_model {
   int64_t d_model, vocab, max_positions;
   int norm; /* wf_norm_kind */
-  double norm_eps, dropout, init_std;
-  bool tie_embeddings, scale_residual;
+  double norm_eps, dropout, init_std, logit_softcap;
+  bool tie_embeddings, scale_residual, norm_bias;
   wf_config_block *blocks;
   size_t n_blocks;
 } wf_config_model;

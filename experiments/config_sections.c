@@ -42,6 +42,8 @@ static const wf_option model_table[] = {
     WF_OPT_ENUM(wf_config_model, norm, "rmsnorm", norms, "normalisation before mixers, MLPs and the head"),
     WF_OPT_F64F(wf_config_model, norm_eps, "auto", 0, 1, WF_OPT_AUTO,
                 "added under the root; auto: 1e-6 for rmsnorm, 1e-5 for layernorm"),
+    WF_OPT_BOOL(wf_config_model, norm_bias, "true", "layer norms have a bias"),
+    WF_OPT_F64(wf_config_model, logit_softcap, "0", 0, 1e6, "cap tanh(logit / cap); 0: none"),
     WF_OPT_F64(wf_config_model, dropout, "0", 0, 0.999,
                "probability of dropping an element of a residual branch"),
     WF_OPT_F64(wf_config_model, init_std, "0.02", 0, 10, "standard deviation of the initial weights"),

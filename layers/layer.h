@@ -35,6 +35,7 @@ typedef struct wf_build {
   double init_std;     /* deviation of linear weights */
   double out_std;      /* of the projection that ends the residual branch */
   double norm_eps;
+  bool bare_norms;        /* layer norms have no bias */
   bool learned_positions; /* a layer sets it to ask the model for a table of positions at its input */
 } wf_build;
 

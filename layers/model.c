@@ -13,7 +13,7 @@ static wf_status norm_params(wf_build *b, wf_norm_kind kind, const char *name, w
   char full[64];
   snprintf(full, sizeof full, "%s.weight", name);
   WF_TRY(wf_build_param(b, full, WF_PARAM_NO_DECAY, wf_init_const(1), WF_SHAPE(b->d_model), weight));
-  if (kind != WF_NORM_LAYER) return WF_OK;
+  if (kind != WF_NORM_LAYER || b->bare_norms) return WF_OK;
   snprintf(full, sizeof full, "%s.bias", name);
   return wf_build_param(b, full, WF_PARAM_NO_DECAY, wf_init_const(0), WF_SHAPE(b->d_model), bias);
 }
@@ -52,7 +52,8 @@ static wf_status build(wf_model *m, const wf_model_spec *spec) {
                 .n_layers = spec->n_blocks,
                 .init_std = std,
                 .out_std = spec->scale_residual && branches ? std / sqrt((double)branches) : std,
-                .norm_eps = spec->norm_eps};
+                .norm_eps = spec->norm_eps,
+                .bare_norms = spec->bare_norms};
   int64_t V = spec->vocab, d = spec->d_model;
   WF_TRY(wf_build_param(&b, "embedding.weight", WF_PARAM_TABLE, wf_init_normal(std), WF_SHAPE(V, d),
                         &m->embedding));
@@ -263,5 +264,7 @@ wf_tensor *wf_model_trunk(wf_model *m, wf_run *r, wf_tensor *ids) {
 }
 
 wf_tensor *wf_model_logits(wf_model *m, wf_run *r, wf_tensor *h) {
-  return wf_linear(r->c, h, wf_value(m->head), NULL);
+  wf_tensor *y = wf_linear(r->c, h, wf_value(m->head), NULL);
+  double cap = m->spec.logit_softcap;
+  return cap > 0 ? wf_affine(r->c, wf_tanh(r->c, wf_affine(r->c, y, 1 / cap, 0)), cap, 0) : y;
 }

@@ -28,7 +28,9 @@ typedef struct wf_model_spec {
   const wf_block_spec *block;
   wf_norm_kind norm; /* the last one */
   double norm_eps;
+  bool bare_norms;       /* layer norms have no bias */
   bool tie_embeddings;   /* the head is the embedding */
+  double logit_softcap;  /* cap tanh(logit / cap); 0: none */
   int64_t max_positions; /* rows of the learned table, where a layer asks for one */
   double dropout;        /* of each branch's output and of the embedding, while training */
   double init_std;
