@@ -165,10 +165,10 @@ wf_tensor *wf_scan(wf_ctx *c, const wf_scan_in *in, wf_tensor *state, const wf_r
                    const wf_scan_options *o, wf_tensor **state_out);
 
 /* ---- gates.c, normalise.c: exponential gates and the normalised read around a recurrence (mixers 7) ---- */
-/* The gates of a recurrence whose state is stored times e^{-m}: with m the stabiliser (constant in the
- * backward) and p the one before it, g = f + p - m <= 0 (the log decay), w = e^{i - m} <= 1 (the weight of
- * the write), floor = e^{-m} (no gradient). i, m, p [n, H]; f [n, H] or NULL (0). */
-void wf_exp_gates(wf_ctx *c, wf_tensor *f, wf_tensor *i, wf_tensor *m, wf_tensor *p, wf_tensor **g,
+/* The gates of a recurrence whose state is stored times e^{-m}, m the stabiliser and drop = m_{t-1} - m_t
+ * (scan_max; both constant in the backward): g = f + drop <= 0, the log decay; w = e^{i - m} <= 1, the weight
+ * of the write; floor = e^{-m} (no gradient). i, m, drop [n, H]; f [n, H] or NULL (0). */
+void wf_exp_gates(wf_ctx *c, wf_tensor *f, wf_tensor *i, wf_tensor *m, wf_tensor *drop, wf_tensor **g,
                   wf_tensor **w, wf_tensor **floor);
 /* x [n, H, V] -> [n, H, V + 1]: the last column is 1, so that a recurrence over it sums keys beside values.
  */

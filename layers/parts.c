@@ -25,6 +25,19 @@ wf_tensor *wf_as_heads(wf_tensor *x, int64_t heads) {
   return wf_same_variable(x, WF_SHAPE(x->shape[0], heads, x->shape[1] / heads));
 }
 
+wf_tensor *wf_repeat_heads(wf_ctx *c, wf_tensor *x, int64_t heads) {
+  if (wf_is_poison(x) || x->shape[1] == heads) return x;
+  int64_t n = x->shape[0], groups = x->shape[1], width = x->shape[2];
+  wf_tensor *apart = wf_reshape(c, x, WF_SHAPE(n, groups, 1, width));
+  return wf_reshape(c, wf_expand(c, apart, WF_SHAPE(n, groups, heads / groups, width)),
+                    WF_SHAPE(n, heads, width));
+}
+
+wf_tensor *wf_head_constants(wf_ctx *c, const double *value, int64_t H, int64_t n, wf_dtype dtype) {
+  wf_tensor *one = wf_cast(c, wf_from_host(c, "constant", WF_F64, WF_SHAPE(1, H), value), dtype);
+  return wf_expand(c, one, WF_SHAPE(n, H));
+}
+
 wf_status wf_part_out(wf_build *b, int64_t heads, int64_t V, wf_glu_kind gate, double eps, wf_out_part *out) {
   *out = (wf_out_part){.gate = gate, .eps = eps};
   WF_TRY(wf_build_param(b, "norm.weight", WF_PARAM_NO_DECAY, wf_init_const(1), WF_SHAPE(V), &out->norm));
@@ -36,6 +49,22 @@ wf_tensor *wf_use_out(wf_run *r, const wf_out_part *p, wf_tensor *o, wf_tensor *
   o = wf_reshape(r->c, o, WF_SHAPE(-1, p->out->shape[1]));
   if (z) o = wf_glu(r->c, p->gate, z, o);
   return wf_linear(r->c, o, wf_value(p->out), NULL);
+}
+
+static double log_uniform(const wf_init *w, wf_rng_key key, int64_t element) {
+  return log(fmax(w->a + (w->b - w->a) * wf_rng_uniform(key, (uint64_t)element), 1e-4));
+}
+wf_init wf_init_log_uniform(double a, double b) {
+  return (wf_init){.kind = WF_INIT_FN, .a = a, .b = b, .fn = log_uniform};
+}
+
+static double time_step(const wf_init *w, wf_rng_key key, int64_t element) {
+  double low = log(w->a), high = log(w->b);
+  double dt = fmax(exp(low + (high - low) * wf_rng_uniform(key, (uint64_t)element)), 1e-4);
+  return dt + log(-expm1(-dt)); /* the inverse of softplus */
+}
+wf_init wf_init_time_step(double a, double b) {
+  return (wf_init){.kind = WF_INIT_FN, .a = a, .b = b, .fn = time_step};
 }
 
 wf_status wf_head_size(const char *what, int64_t d_model, double expand, int64_t heads, int64_t *size) {

@@ -32,6 +32,12 @@ wf_tensor *wf_use_conv(wf_run *r, const wf_conv_part *p, wf_tensor *x);
 /* x [n, heads width] as [n, heads, width], the same variable. */
 wf_tensor *wf_as_heads(wf_tensor *x, int64_t heads);
 
+/* x [n, G, width] with each head repeated heads / G times, [n, heads, width]; x itself where G = heads. */
+wf_tensor *wf_repeat_heads(wf_ctx *c, wf_tensor *x, int64_t heads);
+/* Constants [H], on the host, as [n, H] of real type `dtype`: a view that repeats them, such as fixed log
+ * decays. */
+wf_tensor *wf_head_constants(wf_ctx *c, const double *value, int64_t H, int64_t n, wf_dtype dtype);
+
 /* ---- gated output of a linear-attention mixer ---- */
 
 typedef struct wf_out_part {
@@ -46,6 +52,13 @@ typedef struct wf_out_part {
 wf_status wf_part_out(wf_build *b, int64_t heads, int64_t V, wf_glu_kind gate, double eps, wf_out_part *out);
 /* o [n, H, V] of the recurrence, z [n, H V] or NULL -> (RMSNorm per head of o, . act(z)) Wo [n, d_model]. */
 wf_tensor *wf_use_out(wf_run *r, const wf_out_part *p, wf_tensor *o, wf_tensor *z);
+
+/* ---- first values ---- */
+
+/* A_log: log of U(a, b), of at least 1e-4. */
+wf_init wf_init_log_uniform(double a, double b);
+/* dt_bias: softplus(bias) is e^{U(log a, log b)}, at least 1e-4 (Mamba). */
+wf_init wf_init_time_step(double a, double b);
 
 /* ---- sizes ---- */
 
