@@ -54,8 +54,9 @@ wf_tensor *wf_elu1(wf_ctx *c,
 wf_tensor *wf_cos(wf_ctx *c, wf_tensor *x);
 wf_tensor *wf_sin(wf_ctx *c, wf_tensor *x);
 wf_tensor *wf_silu(wf_ctx *c, wf_tensor *x);
-wf_tensor *wf_gelu(wf_ctx *c, wf_tensor *x);      /* x Phi(x), by erf */
-wf_tensor *wf_gelu_tanh(wf_ctx *c, wf_tensor *x); /* GPT-2's approximation by tanh */
+wf_tensor *wf_gelu(wf_ctx *c, wf_tensor *x);                          /* x Phi(x), by erf */
+wf_tensor *wf_gelu_tanh(wf_ctx *c, wf_tensor *x);                     /* GPT-2's approximation by tanh */
+wf_tensor *wf_gelu_tanh_grad(wf_ctx *c, wf_tensor *dy, wf_tensor *x); /* dy gelu'(x), for inner losses */
 
 /* ---- reduce.c ---- */
 wf_tensor *wf_sum(wf_ctx *c, wf_tensor *x, int dim, bool keep); /* dim < 0 counts from the end */
@@ -88,6 +89,16 @@ wf_tensor *wf_add_norm(wf_ctx *c, wf_norm_kind kind, wf_tensor *x, wf_tensor *r,
                        double eps, wf_tensor **h);
 wf_tensor *wf_l2norm(wf_ctx *c, wf_tensor *x, double eps); /* x / sqrt(sum x^2 + eps), last dimension */
 
+/* ---- norm_pull.c ---- */
+/* dy pulled back through a norm of x without weights: J(x)^T dy. An expression that is differentiated in
+ * turn, for inner losses. */
+wf_tensor *wf_norm_pull(wf_ctx *c, wf_norm_kind kind, wf_tensor *dy, wf_tensor *x, double eps);
+
+/* ---- decays.c ---- */
+/* Decays between tokens: log decays g [..., L] <= 0 -> D [..., L+1, L+1], D[t, j] = exp(g_{j+1} + .. + g_t)
+ * for j <= t, else 0. Row and column 0 stand for what is there before the first token: D[t, 0] decays it. */
+wf_tensor *wf_decays(wf_ctx *c, wf_tensor *g);
+
 /* ---- glu.c ---- */
 typedef enum wf_glu_kind { WF_GLU_SWI, WF_GLU_GE, WF_GLU_SIGMOID } wf_glu_kind;
 wf_tensor *wf_glu(wf_ctx *c, wf_glu_kind kind, wf_tensor *gate,
@@ -97,6 +108,9 @@ wf_tensor *wf_glu(wf_ctx *c, wf_glu_kind kind, wf_tensor *gate,
 /* Rotary positions (Su et al. 2021), half-split pairs: x [n, h, k], pos [n] i64; the first `dim` of k
  * features turn by pos * base^(-2 i / dim). */
 wf_tensor *wf_rotary(wf_ctx *c, wf_tensor *x, wf_tensor *pos, double base, int64_t dim);
+/* The same for pairs (2 i, 2 i + 1), with positions modulo `period` (0: as they are). */
+wf_tensor *wf_rotary_adjacent(wf_ctx *c, wf_tensor *x, wf_tensor *pos, double base, int64_t dim,
+                              int64_t period);
 
 /* ---- dropout.c ---- */
 /* Inverted dropout with draws keyed by (key, step, sequence, place, column): x [n, d], rows->key [n, 2]. */

@@ -20,6 +20,8 @@ typedef struct norm_attr {
 typedef struct rotary_attr {
   double base, sign; /* -1 turns back */
   int64_t dim;
+  int64_t period;   /* positions count modulo it; 0: as they are */
+  int64_t adjacent; /* pairs are (2 i, 2 i + 1), not (i, i + dim / 2) */
 } rotary_attr;
 
 /* ---- dropout ---- */

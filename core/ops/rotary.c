@@ -1,4 +1,5 @@
-/* rotary: turns pairs of features (i, i + dim / 2) by pos * base^(-2 i / dim). The gradient turns back.
+/* rotary: turns pairs of features, (i, i + dim / 2) or (2 i, 2 i + 1), by pos * base^(-2 i / dim). The
+ * gradient turns back.
  *
  * Angles are formed and brought into [-pi, pi] in double, so positions in the millions keep their precision.
  */
@@ -30,6 +31,16 @@ static inline void turn(int64_t pairs, const real *restrict cosine, const real *
   }
 }
 
+static inline void turn_adjacent(int64_t pairs, const real *restrict cosine, const real *restrict sine,
+                                 const real *restrict x, real *restrict y, bool add) {
+#  pragma omp simd
+  for (int64_t i = 0; i < pairs; i++) {
+    real a = x[2 * i], b = x[2 * i + 1], y0 = a * cosine[i] - b * sine[i], y1 = b * cosine[i] + a * sine[i];
+    y[2 * i] = add ? y[2 * i] + y0 : y0;
+    y[2 * i + 1] = add ? y[2 * i + 1] + y1 : y1;
+  }
+}
+
 WF_KERNEL(rotary) {
   const rotary_attr *o = call->attr;
   const wf_tensor *x = call->in[0], *y = call->out[0];
@@ -47,7 +58,7 @@ WF_KERNEL(rotary) {
       real *py = (real *)wf_data(y) + t * yn;
       for (int64_t i0 = 0; i0 < half; i0 += PAIRS) {
         int64_t pairs = half - i0 < PAIRS ? half - i0 : PAIRS;
-        double p = (double)pos[t];
+        double p = (double)(o->period ? pos[t] % o->period : pos[t]);
 #  pragma omp simd
         for (int64_t i = 0; i < pairs; i++) {
           double angle = p * rate[i0 + i], whole = angle * (0.5 * M_1_PI);
@@ -60,9 +71,11 @@ WF_KERNEL(rotary) {
 #  pragma omp simd
         for (int64_t i = 0; i < pairs; i++) sine[i] = r_sin(sine[i]);
         for (int64_t head = 0; head < h; head++) {
-          const real *q = px + head * xh + i0;
-          real *r = py + head * yh + i0;
-          if (pairs == 32 && !add) /* heads of 64: no loop is left */
+          const real *q = px + head * xh + (o->adjacent ? 2 : 1) * i0;
+          real *r = py + head * yh + (o->adjacent ? 2 : 1) * i0;
+          if (o->adjacent)
+            turn_adjacent(pairs, cosine, sine, q, r, add);
+          else if (pairs == 32 && !add) /* heads of 64: no loop is left */
             turn(32, cosine, sine, q, q + half, r, r + half, false);
           else
             turn(pairs, cosine, sine, q, q + half, r, r + half, add);
@@ -97,7 +110,8 @@ static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
   WF_SHAPE_CHECK(o->dim >= 0 && o->dim % 2 == 0 && o->dim <= x->shape[2],
                  "%lld rotary features; an even number up to %lld expected", (long long)o->dim,
                  (long long)x->shape[2]);
-  WF_SHAPE_CHECK(o->base > 0, "a rotary base of %g; it must be positive", o->base);
+  WF_SHAPE_CHECK(o->base > 0 && o->period >= 0, "a rotary base of %g and period of %lld", o->base,
+                 (long long)o->period);
   wf_desc_like(&out[0], x);
   return WF_OK;
 }
@@ -110,7 +124,8 @@ static wf_status vjp(const wf_vjp *g) {
 }
 
 static wf_status sample(wf_sample *s) {
-  static const rotary_attr o[] = {{10000, 1, 6}, {500, 1, 4}, {10000, -1, 2}, {10000, 1, 6}};
+  static const rotary_attr o[] = {{10000, 1, 6, 0, 0}, {500, 1, 4, 0, 0},    {10000, -1, 2, 0, 0},
+                                  {10000, 1, 6, 0, 0}, {10000, 1, 6, 16, 1}, {100, 1, 4, 0, 1}};
   int64_t n = s->index == 3 ? 0 : 4, far[] = {70000, 3, 1000000, 0};
   *(rotary_attr *)(void *)s->attr = o[s->index];
   s->n_in = 2;
@@ -138,11 +153,17 @@ const wf_op wf_op_rotary = {
     .cpu = &rotary_cpu,
     .cuda = WF_CUDA_FN(rotary),
     .sample = sample,
-    .n_samples = 4,
+    .n_samples = 6,
 };
 
 wf_tensor *wf_rotary(wf_ctx *c, wf_tensor *x, wf_tensor *pos, double base, int64_t dim) {
-  rotary_attr o = {base, 1, dim};
+  rotary_attr o = {.base = base, .sign = 1, .dim = dim};
+  return wf_op_apply(c, &wf_op_rotary, 2, (wf_tensor *[]){x, pos}, &o, NULL);
+}
+
+wf_tensor *wf_rotary_adjacent(wf_ctx *c, wf_tensor *x, wf_tensor *pos, double base, int64_t dim,
+                              int64_t period) {
+  rotary_attr o = {.base = base, .sign = 1, .dim = dim, .period = period, .adjacent = 1};
   return wf_op_apply(c, &wf_op_rotary, 2, (wf_tensor *[]){x, pos}, &o, NULL);
 }
 

@@ -19,10 +19,12 @@ WF_CUDA_KERNEL(rotary) {
       wf_cuda_put(r + i + half, add, q[i + half]);
       return;
     }
-    double angle = (double)pos[t] * (o.sign * pow(o.base, -2.0 * (double)i / (double)o.dim));
+    double angle = (double)(o.period ? pos[t] % o.period : pos[t]) *
+                   (o.sign * pow(o.base, -2.0 * (double)i / (double)o.dim));
     angle -= rint(angle * (0.5 * M_1_PI)) * (2 * M_PI);
-    const real cosine = cos((real)angle), sine = sin((real)angle), a = q[i], b = q[i + half];
-    wf_cuda_put(r + i, add, a * cosine - b * sine);
-    wf_cuda_put(r + i + half, add, b * cosine + a * sine);
+    const int64_t i0 = o.adjacent ? 2 * i : i, i1 = o.adjacent ? 2 * i + 1 : i + half;
+    const real cosine = cos((real)angle), sine = sin((real)angle), a = q[i0], b = q[i1];
+    wf_cuda_put(r + i0, add, a * cosine - b * sine);
+    wf_cuda_put(r + i1, add, b * cosine + a * sine);
   });
 }

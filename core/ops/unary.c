@@ -1,5 +1,6 @@
 /* unary: elementwise functions of one tensor, from the formulas in unary_impl.h. Each has an op for its
- * gradient, <name>_grad(dy, saved), where saved is the function's input or output. */
+ * gradient, <name>_grad(dy, saved), where saved is the function's input or output; where that is
+ * differentiated in turn, <name>_curve(u, dy, x) is its gradient by x. */
 #include "core/ops/ops_impl.h"
 #include "core/ops/unary_impl.h"
 
@@ -23,7 +24,7 @@ WF_KERNEL(affine) {
   return WF_OK;
 }
 
-#  define UNARY(name, saved, value, gradient, lo, hi)                                                      \
+#  define UNARY(name, saved, order, value, gradient, lo, hi)                                               \
     static inline real value_##name(real x) {                                                              \
       return value;                                                                                        \
     }                                                                                                      \
@@ -64,15 +65,37 @@ WF_KERNEL(affine) {
 
 WF_UNARY_OPS(UNARY)
 
+#  define CURVE(name, curvature)                                                                       \
+    static inline real curve_##name(real u, real dy, real s) {                                         \
+      return curvature;                                                                                \
+    }                                                                                                  \
+    static void line_##name##_curve(int64_t n, real *const *p, const int64_t *s, uint32_t add,         \
+                                    const void *attr) {                                                \
+      (void)attr;                                                                                      \
+      real *to = p[0];                                                                                 \
+      const real *u = p[1], *dy = p[2], *x = p[3];                                                     \
+      if (s[0] == 1 && s[1] == 1 && s[2] == 1 && s[3] == 1)                                            \
+        WF_EACH(n, add, to, 1, curve_##name(u[i], dy[i], x[i]));                                       \
+      else                                                                                             \
+        WF_EACH(n, add, to, s[0], curve_##name(u[i * s[1]], dy[i * s[2]], x[i * s[3]]));               \
+    }                                                                                                  \
+    WF_KERNEL(name##_curve) {                                                                          \
+      wf_lines_run(4, (const wf_tensor *const[]){call->out[0], call->in[0], call->in[1], call->in[2]}, \
+                   line_##name##_curve, 8, call->add, NULL);                                           \
+      return WF_OK;                                                                                    \
+    }
+
+WF_UNARY_TWICE_OPS(CURVE)
+
 #else
 
 static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
   (void)n_out;
-  WF_TRY(wf_want_real(call, 3));
+  WF_TRY(wf_want_real(call, 7));
   char a[96], b[96];
-  if (call->n_in == 2)
-    WF_SHAPE_CHECK(wf_same_shape(call->in[0], call->in[1]), "%s and %s differ", wf_shape_text(call->in[0], a),
-                   wf_shape_text(call->in[1], b));
+  for (int i = 1; i < call->n_in; i++)
+    WF_SHAPE_CHECK(wf_same_shape(call->in[0], call->in[i]), "%s and %s differ", wf_shape_text(call->in[0], a),
+                   wf_shape_text(call->in[i], b));
   wf_desc_like(&out[0], call->in[0]);
   return WF_OK;
 }
@@ -137,7 +160,45 @@ wf_tensor *wf_affine(wf_ctx *c, wf_tensor *x, double mul, double add) {
 
 enum { IN, OUT };
 
-#  define UNARY(op, saved, value, gradient, lo, hi)                                     \
+#  define CURVE(op, curvature)                                                                              \
+    WF_CPU(op##_curve)                                                                                      \
+    WF_CUDA_DECLARE(op##_curve)                                                                             \
+    static wf_status op##_curve_sample(wf_sample *s) {                                                      \
+      s->n_in = 3;                                                                                          \
+      for (int i = 0; i < 3; i++) s->in[i] = sample_input(s, -2, 2);                                        \
+      return WF_OK;                                                                                         \
+    }                                                                                                       \
+    const wf_op wf_op_##op##_curve = {                                                                      \
+        .name = #op "_curve",                                                                               \
+        .min_in = 3,                                                                                        \
+        .max_in = 3,                                                                                        \
+        .n_out = 1,                                                                                         \
+        .strided = 7,                                                                                       \
+        .adds = 1,                                                                                          \
+        .infer = infer,                                                                                     \
+        WF_NONDIFF("gradient of " #op "_grad; second order only"),                                          \
+        .cpu = &op##_curve_cpu,                                                                             \
+        .cuda = WF_CUDA_FN(op##_curve),                                                                     \
+        .sample = op##_curve_sample,                                                                        \
+        .n_samples = 4,                                                                                     \
+    };                                                                                                      \
+    static wf_status op##_grad_vjp(const wf_vjp *g) {                                                       \
+      wf_tensor *in[3] = {g->dout[0], g->in[0], g->in[1]};                                                  \
+      if (g->din[0])                                                                                        \
+        WF_TRY(wf_op_run(g->ctx, &wf_op_##op##_grad, 2, (wf_tensor *[]){in[0], in[2]}, NULL, 1, &g->din[0], \
+                         g->add & 1));                                                                      \
+      if (!g->din[1]) return WF_OK;                                                                         \
+      return wf_op_run(g->ctx, &wf_op_##op##_curve, 3, in, NULL, 1, &g->din[1], g->add >> 1 & 1);           \
+    }                                                                                                       \
+    wf_tensor *wf_##op##_grad(wf_ctx *c, wf_tensor *dy, wf_tensor *x) {                                     \
+      return wf_op_apply(c, &wf_op_##op##_grad, 2, (wf_tensor *[]){dy, x}, NULL, NULL);                     \
+    }
+
+WF_UNARY_TWICE_OPS(CURVE)
+
+#  define ONCE(op)  WF_NONDIFF("gradient of " #  op "; first order only")
+#  define TWICE(op) .save_in = 3, .vjp_adds = 3, .vjp = op##_grad_vjp
+#  define UNARY(op, saved, order, value, gradient, lo, hi)                              \
     WF_CPU(op)                                                                          \
     WF_CUDA_DECLARE(op)                                                                 \
     WF_CPU(op##_grad)                                                                   \
@@ -182,7 +243,7 @@ enum { IN, OUT };
         .strided = 3,                                                                   \
         .adds = 1,                                                                      \
         .infer = infer,                                                                 \
-        WF_NONDIFF("gradient of " #op "; first order only"),                            \
+        order(op),                                                                      \
         .cpu = &op##_grad_cpu,                                                          \
         .cuda = WF_CUDA_FN(op##_grad),                                                  \
         .sample = op##_grad_sample,                                                     \

@@ -13,7 +13,7 @@ WF_CUDA_KERNEL(affine) {
   });
 }
 
-#define UNARY(name, saved, value, gradient, lo, hi)                                                         \
+#define UNARY(name, saved, order, value, gradient, lo, hi)                                                  \
   WF_CUDA_KERNEL(name) {                                                                                    \
     const bool add = call->add & 1;                                                                         \
     real *to = wf_cuda_ptr<real>(call->out[0]);                                                             \
@@ -34,3 +34,18 @@ WF_CUDA_KERNEL(affine) {
   }
 
 WF_UNARY_OPS(UNARY)
+
+#define CURVE(name, curvature)                                                        \
+  WF_CUDA_KERNEL(name##_curve) {                                                      \
+    const bool add = call->add & 1;                                                   \
+    real *to = wf_cuda_ptr<real>(call->out[0]);                                       \
+    const real *pu = wf_cuda_in<real>(call, 0), *pdy = wf_cuda_in<real>(call, 1),     \
+               *kept = wf_cuda_in<real>(call, 2);                                     \
+    return wf_cuda_lines(call, {call->out[0], call->in[0], call->in[1], call->in[2]}, \
+                         [=] __device__(const int64_t *o) {                           \
+                           const real u = pu[o[1]], dy = pdy[o[2]], s = kept[o[3]];   \
+                           wf_cuda_put(to + o[0], add, (real)(curvature));            \
+                         });                                                          \
+  }
+
+WF_UNARY_TWICE_OPS(CURVE)

@@ -326,6 +326,24 @@ START_TEST(cast_of_a_shared_input) {
 }
 END_TEST
 
+/* Adjacent pairs as complex numbers, positions modulo a period; the third pair stays. */
+START_TEST(rotary_of_adjacent_pairs) {
+  enum { N = 5, H = 2, K = 6, DIM = 4, PERIOD = 7 };
+  int64_t pos[N] = {0, 3, 6, 7, 7000003};
+  double x[N * H * K], y[N * H * K];
+  for (int i = 0; i < N * H * K; i++) x[i] = wf_rng_normal(wf_rng_key_make(2, "test", "rotary"), (uint64_t)i);
+  wf_tensor *p = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(N), pos);
+  wf_tensor *t = wf_from_host(ctx, "test", WF_F64, WF_SHAPE(N, H, K), x);
+  ck_assert(wf_to_host(wf_rotary_adjacent(ctx, t, p, 100, DIM, PERIOD), y) == WF_OK);
+  for (int i = 0; i < N * H * K; i += 2) {
+    int n = i / (H * K), pair = i % K / 2;
+    double angle = pair < DIM / 2 ? (double)(pos[n] % PERIOD) * pow(100, -2.0 * pair / DIM) : 0;
+    ck_assert_double_eq_tol(y[i], x[i] * cos(angle) - x[i + 1] * sin(angle), 1e-14);
+    ck_assert_double_eq_tol(y[i + 1], x[i + 1] * cos(angle) + x[i] * sin(angle), 1e-14);
+  }
+}
+END_TEST
+
 /* Many rows, several threads: norms written out in other ops. */
 START_TEST(large_norms) {
   wf_tensor *x = numbers(WF_F32, WF_SHAPE(300, 67), "x"), *r = numbers(WF_F32, WF_SHAPE(300, 67), "r");
@@ -447,6 +465,7 @@ static Suite *ops_suite(void) {
   tcase_add_test(t, views);
   tcase_add_test(t, dropout_draws);
   tcase_add_test(t, cast_of_a_shared_input);
+  tcase_add_test(t, rotary_of_adjacent_pairs);
   tcase_add_test(t, large_norms);
   tcase_add_test(t, large_embedding);
   tcase_add_test(t, loss_in_place);
