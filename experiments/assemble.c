@@ -38,16 +38,23 @@ static wf_param_kind kind_by_rules(void *arg, const wf_param *p) {
   return (wf_param_kind){.decay = t.decay, .matrix = t.matrix, .lr_scale = t.lr_scale};
 }
 
+static wf_layer_use use_of(wf_layer_kind kind, const wf_config_part *part) {
+  return (wf_layer_use){part->type ? wf_layer_find(kind, part->type) : NULL, part->options};
+}
+
+/* `beside` has room for every block's mixers beside the first. */
 static wf_status model_of(wf_ctx *c, const wf_config *cfg, int64_t vocab,
                           const wf_config_block *const *layers, size_t n, wf_block_spec *block,
-                          wf_model **out) {
+                          wf_layer_use *beside, wf_model **out) {
   for (size_t i = 0; i < n; i++) {
     const wf_config_block *b = layers[i];
-    block[i] = (wf_block_spec){.norm = (wf_norm_kind)(b->norm < 0 ? cfg->model.norm : b->norm)};
-    if (b->mixer.type) block[i].mixer = wf_layer_find(WF_LAYER_MIXER, b->mixer.type);
-    if (b->mlp.type) block[i].mlp = wf_layer_find(WF_LAYER_MLP, b->mlp.type);
-    block[i].mixer_options = b->mixer.options;
-    block[i].mlp_options = b->mlp.options;
+    block[i] = (wf_block_spec){.norm = (wf_norm_kind)(b->norm < 0 ? cfg->model.norm : b->norm),
+                               .mixer = use_of(WF_LAYER_MIXER, &b->mixer),
+                               .mlp = use_of(WF_LAYER_MLP, &b->mlp),
+                               .beside = beside,
+                               .n_beside = (int)b->n_beside,
+                               .share = b->share};
+    for (size_t k = 0; k < b->n_beside; k++) *beside++ = use_of(WF_LAYER_MIXER, &b->beside[k]);
   }
   const wf_config_model *m = &cfg->model;
   wf_model_spec spec = {.vocab = vocab,
@@ -80,8 +87,12 @@ wf_status wf_assemble_model(wf_ctx *c, const wf_config *cfg, int64_t vocab, wf_m
   const wf_config_block **layers;
   size_t n;
   WF_TRY(wf_config_layers(cfg, &layers, &n));
+  size_t n_beside = 0;
+  for (size_t i = 0; i < n; i++) n_beside += layers[i]->n_beside;
   wf_block_spec *block = wf_calloc("model", n + 1, sizeof *block);
-  wf_status s = block ? model_of(c, cfg, rows, layers, n, block, out) : WF_ENOMEM;
+  wf_layer_use *beside = wf_calloc("model", n_beside + 1, sizeof *beside);
+  wf_status s = block && beside ? model_of(c, cfg, rows, layers, n, block, beside, out) : WF_ENOMEM;
+  wf_free(beside);
   wf_free(block);
   wf_free(layers);
   return s;

@@ -143,8 +143,8 @@ static wf_status start_part(wf_config_part *part, const wf_config_type *type) {
   return wf_options_defaults(type->options, part->options);
 }
 
-/* {type: gla, heads: 4}, or gla alone, or (an MLP) none. `usual` is the type where none is named, NULL: one
- * must be. */
+/* {type: gla, heads: 4}, or gla alone, or (a mixer or MLP) none. `usual` is the type where none is named,
+ * NULL: one must be. */
 static wf_status read_part(const wf_yaml_node *node, wf_config_types types, wf_config_kind kind,
                            const char *usual, wf_config_part *part) {
   static const char *const others[] = {"type", NULL};
@@ -156,7 +156,7 @@ static wf_status read_part(const wf_yaml_node *node, wf_config_types types, wf_c
                                     "weft layers lists what there is"));
   if (named) WF_TRY(want_kind(named, WF_YAML_SCALAR, map ? "type" : kind_name));
   const char *name = named ? named->text : usual;
-  if (kind == WF_CONFIG_MLP && !map && strcmp(name, "none") == 0) return WF_OK;
+  if (kind <= WF_CONFIG_MLP && !map && strcmp(name, "none") == 0) return WF_OK;
   wf_config_type type;
   if (!wf_config_find_type(types, kind, name, &type))
     return wf_yaml_at(named ? named : node, wf_config_unknown_type(types, kind, name));
@@ -179,6 +179,19 @@ static void free_part(wf_config_part *part) {
 static wf_status read_blocks(const wf_yaml_node *list, wf_config_types types, wf_config_block **out,
                              size_t *n);
 
+/* One mixer, or a list of mixers beside each other. */
+static wf_status read_mixers(const wf_yaml_node *node, wf_config_types types, wf_config_block *block) {
+  if (node->kind != WF_YAML_LIST) return read_part(node, types, WF_CONFIG_MIXER, NULL, &block->mixer);
+  if (node->n == 0) return wf_yaml_at(node, WF_FAIL(WF_EINVAL, "the list of mixers is empty"));
+  WF_CALLOC(block->beside, TAG, node->n);
+  for (size_t i = 0; i < node->n; i++) {
+    wf_config_part *part = i ? &block->beside[block->n_beside++] : &block->mixer;
+    WF_TRY(read_part(node->items[i], types, WF_CONFIG_MIXER, NULL, part));
+    if (!part->type) return wf_yaml_at(node->items[i], WF_FAIL(WF_EINVAL, "none stands beside other mixers"));
+  }
+  return WF_OK;
+}
+
 static wf_status read_block(const wf_yaml_node *node, wf_config_types types, wf_config_block *block) {
   static const char *const others[] = {"mixer", "mlp", "blocks", NULL};
   WF_TRY(place_of(node, &block->where));
@@ -188,17 +201,21 @@ static wf_status read_block(const wf_yaml_node *node, wf_config_types types, wf_
   const wf_yaml_node *group = wf_yaml_get(node, "blocks");
   if (group) {
     const wf_yaml_node *extra = mixer ? mixer : mlp ? mlp : wf_yaml_get(node, "norm");
+    if (!extra) extra = wf_yaml_get(node, "share");
     if (extra)
       return wf_yaml_at(extra, wf_hint(WF_FAIL(WF_EINVAL, "a group of blocks has only repeat and blocks"),
-                                       "write mixer, mlp and norm in the blocks below it"));
+                                       "write mixer, mlp, norm and share in the blocks below it"));
     return read_blocks(group, types, &block->blocks, &block->n_blocks);
   }
   if (!mixer)
     return wf_yaml_at(node, wf_hint(WF_FAIL(WF_EINVAL, "a block needs a mixer, or blocks for a group"),
-                                    "for example {mixer: {type: attention, heads: 4}, mlp: {type: swiglu}}"));
-  WF_TRY(read_part(mixer, types, WF_CONFIG_MIXER, NULL, &block->mixer));
+                                    "for example {mixer: {type: attention, heads: 4}, mlp: {type: swiglu}}; "
+                                    "mixer: none for an MLP alone"));
+  WF_TRY(read_mixers(mixer, types, block));
   if (mlp) WF_TRY(read_part(mlp, types, WF_CONFIG_MLP, NULL, &block->mlp));
-  return WF_OK;
+  return block->mixer.type || block->mlp.type
+             ? WF_OK
+             : wf_yaml_at(node, WF_FAIL(WF_EINVAL, "a block without mixer and MLP does nothing"));
 }
 
 /* Recursion is as deep as the tree, which is bounded. */
@@ -218,6 +235,9 @@ static void free_blocks(wf_config_block *blocks, size_t n) {
   for (size_t i = 0; i < n; i++) {
     free_part(&blocks[i].mixer);
     free_part(&blocks[i].mlp);
+    for (size_t k = 0; k < blocks[i].n_beside; k++) free_part(&blocks[i].beside[k]);
+    wf_free(blocks[i].beside);
+    wf_options_free(wf_config_block_table, &blocks[i]);
     free_blocks(blocks[i].blocks, blocks[i].n_blocks);
     wf_free(blocks[i].where);
   }
@@ -345,6 +365,37 @@ static wf_status check_batch(const wf_config *c, const wf_yaml_node *root) {
   return WF_OK;
 }
 
+static bool same_part(const wf_config_part *a, const wf_config_part *b) {
+  if (!a->type || !b->type) return a->type == b->type;
+  bool same = strcmp(a->type, b->type) == 0;
+  for (const wf_option *o = a->table; same && o->name; o++)
+    same = wf_options_equal(o, a->options, b->options);
+  return same;
+}
+
+/* Blocks of one `share` name must be alike. `first` holds those seen so far. */
+static wf_status check_shares(const wf_config_block *blocks, size_t n, const wf_config_block **first,
+                              size_t *n_first) {
+  for (size_t i = 0; i < n; i++) {
+    const wf_config_block *b = &blocks[i], *a = b;
+    WF_TRY(check_shares(b->blocks, b->n_blocks, first, n_first));
+    if (!b->share) continue;
+    for (size_t k = 0; k < *n_first && a == b; k++)
+      if (strcmp(first[k]->share, b->share) == 0) a = first[k];
+    if (a == b) first[(*n_first)++] = b;
+    bool same = same_part(&a->mixer, &b->mixer) && same_part(&a->mlp, &b->mlp) && a->norm == b->norm &&
+                a->n_beside == b->n_beside;
+    for (size_t k = 0; same && k < b->n_beside; k++) same = same_part(&a->beside[k], &b->beside[k]);
+    if (!same)
+      return wf_context(
+          wf_hint(WF_FAIL(WF_EINVAL, "this block differs from the one it shares \"%.60s\" with, at %s",
+                          b->share, a->where),
+                  "an anchor writes a block once: - &x {share: x, ...} and later - *x"),
+          "%s", b->where);
+  }
+  return WF_OK;
+}
+
 static wf_status check_all(const wf_config *c, const wf_yaml_node *root) {
   WF_TRY(check_batch(c, root));
   const wf_status rules = wf_opt_rules_check(c->train.rules);
@@ -363,7 +414,9 @@ static wf_status check_all(const wf_config *c, const wf_yaml_node *root) {
     return at_key(root, "model", "blocks",
                   wf_hint(WF_FAIL(WF_EINVAL, "more than %d blocks are written out", MAX_BLOCKS),
                           "use repeat, and groups: {repeat: 4, blocks: [...]}"));
-  size_t layers = 0;
+  const wf_config_block *first[MAX_BLOCKS];
+  size_t layers = 0, n_first = 0;
+  WF_TRY(check_shares(c->model.blocks, c->model.n_blocks, first, &n_first));
   return expand(c->model.blocks, c->model.n_blocks, NULL, &layers);
 }
 

@@ -54,7 +54,7 @@ const char *wf_config_kind_name(wf_config_kind kind); /* "mixer", ... as in the 
 wf_status wf_config_unknown_type(wf_config_types types, wf_config_kind kind, const char *name);
 
 typedef struct wf_config_part {
-  const char *type; /* NULL: none (an MLP only) */
+  const char *type; /* NULL: none (a mixer or MLP) */
   const wf_option *table;
   void *options; /* the struct of `table`, owned */
   char *where;   /* "file:line:column", for errors found later */
@@ -81,8 +81,11 @@ typedef struct wf_config_data {
 /* A block, or (n_blocks > 0) a group of blocks that `repeat` repeats in turn. */
 typedef struct wf_config_block {
   int64_t repeat;
-  int norm; /* wf_norm_kind, or -1: the model's */
+  int norm;    /* wf_norm_kind, or -1: the model's */
+  char *share; /* or NULL */
   wf_config_part mixer, mlp;
+  wf_config_part *beside; /* further mixers, in parallel with `mixer` */
+  size_t n_beside;
   struct wf_config_block *blocks;
   size_t n_blocks;
   char *where;
@@ -143,7 +146,7 @@ typedef struct wf_config_section {
 } wf_config_section;
 
 extern const wf_config_section wf_config_sections[]; /* ends with a NULL name */
-extern const wf_option wf_config_block_table[];      /* repeat, norm */
+extern const wf_option wf_config_block_table[];      /* repeat, norm, share */
 
 /* --- reading --- */
 

@@ -41,6 +41,8 @@ static wf_status try_blocks(const wf_config *c, const wf_config_block *blocks, s
   for (size_t i = 0; i < n; i++) {
     WF_TRY(try_blocks(c, blocks[i].blocks, blocks[i].n_blocks));
     WF_TRY(try_layer(c, WF_LAYER_MIXER, &blocks[i].mixer));
+    for (size_t k = 0; k < blocks[i].n_beside; k++)
+      WF_TRY(try_layer(c, WF_LAYER_MIXER, &blocks[i].beside[k]));
     WF_TRY(try_layer(c, WF_LAYER_MLP, &blocks[i].mlp));
   }
   return WF_OK;

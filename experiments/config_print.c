@@ -42,6 +42,19 @@ static void put_part(wf_text *t, const char *key, const wf_config_part *part, in
   put_options(t, part->table, part->options, indent + 2);
 }
 
+static void put_mixers(wf_text *t, const wf_config_block *b, int indent) {
+  if (!b->n_beside) {
+    put_part(t, "mixer", &b->mixer, indent);
+    return;
+  }
+  wf_text_add(t, "%*smixer:\n", indent, "");
+  for (size_t i = 0; i <= b->n_beside; i++) {
+    const wf_config_part *part = i ? &b->beside[i - 1] : &b->mixer;
+    wf_text_add(t, "%*s- type: %s\n", indent + 2, "", part->type);
+    put_options(t, part->table, part->options, indent + 4);
+  }
+}
+
 static void put_blocks(wf_text *t, const wf_config_block *blocks, size_t n, int indent) {
   wf_text_add(t, "%*sblocks:\n", indent, "");
   for (size_t i = 0; i < n; i++) {
@@ -51,10 +64,8 @@ static void put_blocks(wf_text *t, const wf_config_block *blocks, size_t n, int 
       put_blocks(t, b->blocks, b->n_blocks, indent + 4);
       continue;
     }
-    wf_text_add(t, "%*snorm: ", indent + 4, "");
-    put_value(t, wf_options_find(wf_config_block_table, "norm"), b);
-    wf_text_add(t, "\n");
-    put_part(t, "mixer", &b->mixer, indent + 4);
+    put_options(t, wf_config_block_table + 1, b, indent + 4); /* after repeat */
+    put_mixers(t, b, indent + 4);
     put_part(t, "mlp", &b->mlp, indent + 4);
   }
 }
@@ -115,7 +126,7 @@ static void put_rows(wf_text *t, const wf_option *table) {
 }
 
 wf_status wf_config_docs(wf_config_types types, char **text) {
-  static const char *const where[] = {"`model.blocks[].mixer`", "`model.blocks[].mlp`, or `none`",
+  static const char *const where[] = {"`model.blocks[].mixer`, or `none`", "`model.blocks[].mlp`, or `none`",
                                       "`train.optimizer`", "`train.schedule`"};
   wf_text t = {0};
   wf_text_add(&t, "# Config reference\n\nKeys marked * may differ when a run is resumed.\n\n");
@@ -125,7 +136,8 @@ wf_status wf_config_docs(wf_config_types types, char **text) {
     if (strcmp(s->name, "model") == 0) {
       wf_text_add(
           &t, "### model.blocks: a list of blocks\n\nEach has `mixer`, `mlp` and these keys; or `repeat` and "
-              "`blocks`, a group that repeats in turn.\n\n");
+              "`blocks`, a group that repeats in turn. A list as `mixer` puts mixers beside each other: each "
+              "output is normed, scaled by a learned factor for each channel, and they are averaged.\n\n");
       put_rows(&t, wf_config_block_table);
     }
   }

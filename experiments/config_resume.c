@@ -58,7 +58,14 @@ static wf_status compare_blocks(const char *path, const wf_config_block *stored,
       WF_TRY(compare_blocks(below, stored[i].blocks, stored[i].n_blocks, now[i].blocks, now[i].n_blocks));
       continue;
     }
+    if (stored[i].n_beside != now[i].n_beside)
+      return differs(below, "", stored[i].n_beside ? "a list" : "one mixer",
+                     now[i].n_beside ? "another list" : "one mixer");
     WF_TRY(compare_parts(below, &stored[i].mixer, &now[i].mixer));
+    for (size_t k = 0; k < now[i].n_beside; k++) {
+      snprintf(below, sizeof below, "%s.mixer.%zu", here, k + 1);
+      WF_TRY(compare_parts(below, &stored[i].beside[k], &now[i].beside[k]));
+    }
     snprintf(below, sizeof below, "%s.mlp", here);
     WF_TRY(compare_parts(below, &stored[i].mlp, &now[i].mlp));
   }

@@ -55,6 +55,8 @@ const wf_option wf_config_block_table[] = {
     WF_OPT_I64(wf_config_block, repeat, "1", 1, 4096,
                "how often this block, or group of blocks, follows itself"),
     WF_OPT_ENUMF(wf_config_block, norm, "auto", norms, WF_OPT_AUTO, "normalisation; auto: model.norm"),
+    WF_OPT_STR(wf_config_block, share, NULL,
+               "blocks of one name, repeated ones too, have one set of weights and each its own state"),
     WF_OPT_END};
 
 static const wf_option train_table[] = {

@@ -190,6 +190,9 @@ static wf_status check_blocks(const wf_family *f, const wf_config *cfg, const wf
   for (size_t i = 0; i < n && why->n == 0; i++) {
     const wf_config_block *b = block[i];
     int norm = b->norm < 0 ? cfg->model.norm : b->norm;
+    if (b->n_beside) wf_text_add(why, "block %zu has mixers beside each other", i);
+    if (why->n == 0 && b->share) wf_text_add(why, "block %zu shares its weights", i);
+    if (why->n) break;
     WF_TRY(check_part(&b->mixer, WF_CONFIG_MIXER, f->mixer, f->mixer_needs, (int)i, why));
     if (why->n == 0) WF_TRY(check_part(&b->mlp, WF_CONFIG_MLP, f->mlp, f->mlp_needs, (int)i, why));
     if (why->n == 0 && norm != f->norm) wf_text_add(why, "block %zu has another norm", i);

@@ -48,22 +48,30 @@ wf_status wf_layer_register(const wf_layer_type *type) {
   return WF_OK;
 }
 
+static bool has_shape(const wf_param *p, int ndim, const int64_t *shape) {
+  return p->ndim == ndim && memcmp(p->shape, shape, (size_t)ndim * sizeof *shape) == 0;
+}
+
 wf_status wf_build_param(wf_build *b, const char *name, unsigned flags, wf_init init, int ndim,
                          const int64_t *shape, wf_param **out) {
   char full[256];
-  int n = snprintf(full, sizeof full, "%s%s%s", b->prefix, *b->prefix ? "." : "", name);
+  const char *prefix = b->shared ? b->shared : b->prefix;
+  int n = snprintf(full, sizeof full, "%s%s%s", prefix, *prefix ? "." : "", name);
   if (n >= (int)sizeof full) return WF_FAIL(WF_EINVAL, "the parameter name '%s' is too long", full);
-  return wf_param_declare(b->params, full, flags, init, ndim, shape, out);
+  if (!b->shared) return wf_param_declare(b->params, full, flags, init, ndim, shape, out);
+  *out = wf_params_find(b->params, full);
+  return *out && has_shape(*out, ndim, shape)
+             ? WF_OK
+             : WF_FAIL(WF_ESHAPE, "%s cannot share '%s': it is %s", b->prefix, full,
+                       *out ? "of another shape" : "not there");
 }
 
 wf_status wf_build_shared_param(wf_build *b, const char *name, unsigned flags, wf_init init, int ndim,
                                 const int64_t *shape, wf_param **out) {
-  wf_param *have = wf_params_find(b->params, name);
-  if (!have) return wf_param_declare(b->params, name, flags, init, ndim, shape, out);
-  if (have->ndim != ndim || memcmp(have->shape, shape, (size_t)ndim * sizeof *shape) != 0)
-    return WF_FAIL(WF_ESHAPE, "the model's parameter '%s' is asked for in two shapes", name);
-  *out = have;
-  return WF_OK;
+  *out = wf_params_find(b->params, name);
+  if (!*out) return wf_param_declare(b->params, name, flags, init, ndim, shape, out);
+  if (has_shape(*out, ndim, shape)) return WF_OK;
+  return WF_FAIL(WF_ESHAPE, "the model's parameter '%s' is asked for in two shapes", name);
 }
 
 wf_status wf_build_linear(wf_build *b, const char *name, int64_t in, int64_t out, double std,

@@ -30,6 +30,7 @@ typedef struct wf_build {
   wf_params *params;
   wf_state_spec *state;
   const char *prefix;  /* "blocks.3.mixer": put before parameter and slot names */
+  const char *shared;  /* NULL, or the prefix of the layer whose parameters this one uses */
   int64_t d_model;     /* width of x and y */
   int layer, n_layers; /* its block and the number of blocks */
   double init_std;     /* deviation of linear weights */

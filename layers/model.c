@@ -18,25 +18,72 @@ static wf_status norm_params(wf_build *b, wf_norm_kind kind, const char *name, w
   return wf_build_param(b, full, WF_PARAM_NO_DECAY, wf_init_const(0), WF_SHAPE(b->d_model), bias);
 }
 
+static wf_status build_layer(wf_build *b, const wf_layer_use *use, layer *l, const layer *owner) {
+  l->type = use->type;
+  l->params = owner ? owner->params : l->site;
+  b->prefix = l->site;
+  b->shared = owner ? l->params : NULL;
+  wf_status s = l->type->init(b, use->options, &l->self);
+  return s == WF_OK ? s : wf_context(s, "block %d, %s", b->layer, l->type->name);
+}
+
+/* Every layer's output is normed with a weight of its own. */
+static wf_status beside_params(wf_build *b, half *h, const half *owner) {
+  double scale = b->init_std > 0 ? b->out_std / b->init_std : 1;
+  b->prefix = h->site;
+  b->shared = owner ? owner->site : NULL;
+  for (int i = 0; i < h->n; i++) {
+    char name[32];
+    snprintf(name, sizeof name, "norm%d.weight", i);
+    WF_TRY(wf_build_param(b, name, WF_PARAM_NO_DECAY, wf_init_const(scale), WF_SHAPE(b->d_model),
+                          &h->layer[i].norm));
+  }
+  return WF_OK;
+}
+
+static wf_status build_half(wf_build *b, const wf_block_spec *spec, int k, half *h, const half *owner) {
+  const wf_layer_use *first = k ? &spec->mlp : &spec->mixer;
+  int n = first->type ? k ? 1 : 1 + spec->n_beside : 0;
+  if (owner && owner->n != n) return WF_FAIL(WF_EINVAL, "block %d shares with one of other layers", b->layer);
+  if (!n) return WF_OK;
+  WF_TRY(norm_params(b, spec->norm, k ? "norm2" : "norm1", &h->norm, &h->norm_bias));
+  snprintf(h->site, sizeof h->site, "blocks.%d.%s", b->layer, k ? "mlp" : "mixer");
+  WF_CALLOC(h->layer, "model", n);
+  h->n = n;
+  for (int i = 0; i < n; i++) {
+    layer *l = &h->layer[i];
+    if (n == 1)
+      memcpy(l->site, h->site, sizeof l->site);
+    else
+      snprintf(l->site, sizeof l->site, "blocks.%d.mixer.%d", b->layer, i);
+    WF_TRY(build_layer(b, i ? &spec->beside[i - 1] : first, l, owner ? &owner->layer[i] : NULL));
+  }
+  return n > 1 ? beside_params(b, h, owner) : WF_OK;
+}
+
+/* The first block of a name owns the parameters. */
+static int owner_of(const wf_model *m, const wf_block_spec *spec, int i) {
+  for (int j = 0; spec->share && j < i; j++)
+    if (m->block[j].share && strcmp(m->block[j].share, spec->share) == 0) return j;
+  return i;
+}
+
 static wf_status build_block(wf_model *m, wf_build *b, const wf_block_spec *spec, int i) {
   block *bl = &m->block[i];
-  *bl = (block){.norm = spec->norm, .first_slot = m->state.n};
+  *bl = (block){.norm = spec->norm, .first_slot = m->state.n, .share = spec->share};
   b->layer = i;
-  const void *opts[] = {spec->mixer_options, spec->mlp_options};
+  int owner = owner_of(m, spec, i);
   for (int k = 0; k < 2; k++) {
-    half *h = &bl->half[k];
-    h->type = k ? spec->mlp : spec->mixer;
-    if (!h->type) continue;
-    char prefix[32];
+    char prefix[32], shared[32];
     snprintf(prefix, sizeof prefix, "blocks.%d", i);
+    snprintf(shared, sizeof shared, "blocks.%d", owner);
     b->prefix = prefix;
-    WF_TRY(norm_params(b, spec->norm, k ? "norm2" : "norm1", &h->norm, &h->norm_bias));
-    snprintf(h->site, sizeof h->site, "%s.%s", prefix, k ? "mlp" : "mixer");
-    b->prefix = h->site;
-    wf_status s = h->type->init(b, opts[k], &h->self);
-    if (s != WF_OK) return wf_context(s, "block %d, %s", i, h->type->name);
+    b->shared = owner < i ? shared : NULL;
+    WF_TRY(build_half(b, spec, k, &bl->half[k], owner < i ? &m->block[owner].half[k] : NULL));
   }
   bl->n_slots = m->state.n - bl->first_slot;
+  if (bl->n_slots > WF_MAX_IN - 2)
+    return WF_FAIL(WF_EINVAL, "block %d has %d state slots; at most %d", i, bl->n_slots, WF_MAX_IN - 2);
   return WF_OK;
 }
 
@@ -44,7 +91,7 @@ static wf_status build(wf_model *m, const wf_model_spec *spec) {
   double std = spec->init_std;
   int branches = 0;
   for (int i = 0; i < spec->n_blocks; i++)
-    branches += (spec->block[i].mixer != NULL) + (spec->block[i].mlp != NULL);
+    branches += (spec->block[i].mixer.type != NULL) + (spec->block[i].mlp.type != NULL);
   wf_build b = {.params = &m->params,
                 .state = &m->state,
                 .prefix = "",
@@ -60,7 +107,9 @@ static wf_status build(wf_model *m, const wf_model_spec *spec) {
   m->block = wf_calloc("model", (size_t)spec->n_blocks + 1, sizeof *m->block);
   if (!m->block) return WF_ENOMEM;
   for (int i = 0; i < spec->n_blocks; i++) WF_TRY(build_block(m, &b, &spec->block[i], i));
+  for (int i = 0; i < spec->n_blocks; i++) m->block[i].share = NULL; /* the spec's own text */
   b.prefix = "";
+  b.shared = NULL;
   if (b.learned_positions)
     WF_TRY(wf_build_param(&b, "positions.weight", WF_PARAM_TABLE, wf_init_normal(std),
                           WF_SHAPE(spec->max_positions, d), &m->positions));
@@ -97,7 +146,11 @@ wf_status wf_model_create(wf_ctx *c, const wf_model_spec *spec, wf_dtype dtype,
 void wf_model_free(wf_model *m) {
   if (!m) return;
   for (int i = 0; m->block && i < m->spec.n_blocks; i++)
-    for (int k = 0; k < 2; k++) wf_free(m->block[i].half[k].self);
+    for (int k = 0; k < 2; k++) {
+      half *h = &m->block[i].half[k];
+      for (int j = 0; j < h->n; j++) wf_free(h->layer[j].self);
+      wf_free(h->layer);
+    }
   wf_free(m->block);
   wf_params_free(&m->params);
   wf_state_spec_free(&m->state);
@@ -123,43 +176,42 @@ int64_t wf_model_max_positions(const wf_model *m) {
   return m->positions ? m->spec.max_positions : 0;
 }
 
+/* Whether the parameter is of the layer. */
+static bool belongs(const wf_param *p, const layer *l) {
+  size_t n = strlen(l->params);
+  return strncmp(p->name, l->params, n) == 0 && p->name[n] == '.';
+}
+
 double wf_model_flops(const wf_model *m, int64_t T) {
   double sum = 2 * (double)m->head->numel;
-  for (int i = 0; i < m->spec.n_blocks; i++)
-    for (int k = 0; k < 2; k++) {
-      const half *h = &m->block[i].half[k];
-      if (!h->type) continue;
-      if (h->type->flops) {
-        sum += h->type->flops(h->self, T);
-        continue;
-      }
-      size_t n = strlen(h->site);
-      for (int p = 0; p < m->params.n; p++) {
-        const wf_param *q = m->params.param[p];
-        if (strncmp(q->name, h->site, n) == 0 && q->name[n] == '.') sum += 2 * (double)q->numel;
-      }
+  for (int i = 0; i < 2 * m->spec.n_blocks; i++) {
+    const half *h = &m->block[i / 2].half[i % 2];
+    for (int j = 0; j < h->n; j++) {
+      const layer *l = &h->layer[j];
+      if (l->type->flops) sum += l->type->flops(l->self, T);
+      for (int p = 0; p < m->params.n && !l->type->flops; p++)
+        if (belongs(m->params.param[p], l)) sum += 2 * (double)m->params.param[p]->numel;
     }
+  }
   return sum;
 }
 
 double wf_model_activation_bytes(const wf_model *m, int64_t tokens) {
   double per_token = 2 * (double)m->spec.d_model; /* the embedding and the last norm */
-  for (int i = 0; i < m->spec.n_blocks; i++)
-    for (int k = 0; k < 2; k++) {
-      const half *h = &m->block[i].half[k];
-      if (!h->type) continue;
-      per_token += 2 * (double)m->spec.d_model;
-      if (m->spec.recompute) continue;
-      size_t n = strlen(h->site);
+  for (int i = 0; i < 2 * m->spec.n_blocks; i++) {
+    const half *h = &m->block[i / 2].half[i % 2];
+    if (h->n) per_token += 2 * (double)m->spec.d_model;
+    for (int j = 0; j < h->n && !m->spec.recompute; j++) {
       int64_t widest = 0;
       for (int p = 0; p < m->params.n; p++) {
         const wf_param *q = m->params.param[p];
-        if (q->ndim != 2 || strncmp(q->name, h->site, n) != 0 || q->name[n] != '.') continue;
+        if (q->ndim != 2 || !belongs(q, &h->layer[j])) continue;
         per_token += (double)q->shape[0];
         if (q->shape[1] > widest) widest = q->shape[1];
       }
       per_token += (double)widest; /* the input of the last product */
     }
+  }
   return per_token * (double)tokens * (double)wf_dtype_size(m->dtype);
 }
 
@@ -175,6 +227,20 @@ static wf_tensor *normed(wf_ctx *c, wf_norm_kind kind, wf_tensor **x, wf_tensor 
                          const wf_param *b, double eps) {
   if (!r) return wf_norm(c, kind, *x, wf_value(w), wf_value(b), eps);
   return wf_add_norm(c, kind, *x, r, wf_value(w), wf_value(b), eps, x);
+}
+
+/* The half's layers on the normed x. */
+static wf_tensor *run_half(const wf_model *m, wf_run *r, const half *h, wf_tensor *x) {
+  wf_ctx *c = r->c;
+  if (h->n == 1) return h->layer->type->forward(r, h->layer->self, x);
+  wf_tensor *sum = NULL;
+  for (int i = 0; i < h->n; i++) {
+    const layer *l = &h->layer[i];
+    wf_tensor *y = l->type->forward(r, l->self, x);
+    y = wf_norm(c, WF_NORM_RMS, y, wf_value(l->norm), NULL, m->spec.norm_eps);
+    sum = sum ? wf_add(c, sum, y) : y;
+  }
+  return wf_affine(c, sum, 1.0 / h->n, 0);
 }
 
 typedef struct block_arg {
@@ -207,9 +273,9 @@ static wf_status run_block(wf_ctx *c, const void *arg, int n_in, wf_tensor *cons
   wf_tensor *x = in[0], *r = in[1];
   for (int k = 0; k < 2; k++) {
     const half *h = &b->half[k];
-    if (!h->type) continue;
+    if (!h->n) continue;
     wf_tensor *y = normed(c, b->norm, &x, r, h->norm, h->norm_bias, m->spec.norm_eps);
-    r = drop_out(m, &run, h->type->forward(&run, h->self, y), h->site);
+    r = drop_out(m, &run, run_half(m, &run, h, y), h->site);
   }
   out[0] = x == in[0] ? wf_affine(c, x, 1, 0) : x; /* an output is a tensor of its own */
   out[1] = r == in[1] && r ? wf_affine(c, r, 1, 0) : r;
@@ -218,8 +284,6 @@ static wf_status run_block(wf_ctx *c, const void *arg, int n_in, wf_tensor *cons
 
 static wf_status forward_block(wf_model *m, wf_run *r, const block *b, wf_tensor **x, wf_tensor **branch) {
   int n = 2 + (r->state ? b->n_slots : 0);
-  if (n > WF_MAX_IN)
-    return WF_FAIL(WF_EINVAL, "a block has %d state slots; at most %d", b->n_slots, WF_MAX_IN - 2);
   wf_tensor *in[WF_MAX_IN] = {*x, *branch}, *out[WF_MAX_IN] = {NULL};
   for (int i = 0; i < n - 2; i++) /* caches are leaves; only fixed states travel as inputs */
     in[2 + i] = m->state.slot[b->first_slot + i].grows ? NULL : r->state->in[b->first_slot + i];

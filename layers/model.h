@@ -4,6 +4,12 @@
  * residual sum and the next norm are one op, so a block hands on the stream x and its last branch r, not yet
  * added.
  *
+ * Several mixers beside each other see the same normed input, and their outputs are brought to one size and
+ * averaged, as the heads of Hymba are (Dong et al. 2024):
+ *     y = 1/n sum_i b_i . rms(mixer_i(x)),
+ * b_i [d_model] learned, starting as the last projections do (scale_residual). Blocks of one `share` name use
+ * the parameters of the first of them, norms included; each has a state of its own.
+ *
  * One forward serves every use: a call is a set of rows and a state (layers/layer.h). Training differentiates
  * a piece at a time; layers/stream.h strings pieces together.
  */
@@ -16,10 +22,17 @@
 extern "C" {
 #endif
 
+typedef struct wf_layer_use {
+  const wf_layer_type *type; /* NULL: absent */
+  const void *options;
+} wf_layer_use;
+
 typedef struct wf_block_spec {
   wf_norm_kind norm;
-  const wf_layer_type *mixer, *mlp; /* NULL: that half is absent */
-  const void *mixer_options, *mlp_options;
+  wf_layer_use mixer, mlp;
+  const wf_layer_use *beside; /* [n_beside] mixers in parallel with `mixer` */
+  int n_beside;
+  const char *share; /* NULL: parameters of its own */
 } wf_block_spec;
 
 typedef struct wf_model_spec {

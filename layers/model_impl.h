@@ -4,16 +4,25 @@
 
 #include "layers/model.h"
 
-typedef struct half {
-  const wf_layer_type *type; /* NULL: absent */
+typedef struct layer {
+  const wf_layer_type *type;
   void *self;
+  wf_param *norm;     /* of its output, where several stand beside each other */
+  char site[48];      /* "blocks.3.mixer", or "blocks.3.mixer.1" of several */
+  const char *params; /* before its parameters' names: its site, or that of the layer it shares with */
+} layer;
+
+typedef struct half {
+  layer *layer; /* [n] beside each other */
+  int n;        /* 0: absent */
   wf_param *norm, *norm_bias;
   char site[48]; /* "blocks.3.mixer": names the stream of its dropout */
 } half;
 
 typedef struct block {
   wf_norm_kind norm;
-  half half[2]; /* mixer, mlp */
+  half half[2];      /* mixer, mlp */
+  const char *share; /* only while the model is built */
   int first_slot, n_slots;
 } block;
 

@@ -73,6 +73,8 @@ static const char tiny[] =
     "  blocks:\n"
     "    - {repeat: 2, mixer: {type: attention, heads: 2}, mlp: {type: swiglu, width: 24}}\n"
     "    - {mixer: {type: simple_gla, heads: 2}, mlp: none}\n"
+    "    - &x {share: x, mixer: [{type: attention, heads: 2}, {type: simple_gla, heads: 4}], mlp: gelu}\n"
+    "    - *x\n"
     "train: {steps: 1, batch_tokens: 32, rules: \"blocks.0.mixer.* lr=0.5; @norm decay\"}\n";
 
 START_TEST(layers_refuse_at_their_place) {
@@ -80,6 +82,12 @@ START_TEST(layers_refuse_at_their_place) {
   ck_assert_int_eq(wf_config_check_layers(&c), WF_EINVAL);
   ck_assert_msg(strncmp(wf_error_message(), "t.yaml:6:26: ", 13) == 0, "%s", wf_error_message());
   ck_assert_ptr_nonnull(strstr(wf_error_message(), "2 heads do not divide"));
+  wf_config_free(&c);
+  static const char beside[] =
+      "model.blocks.2={mixer: [{type: attention, heads: 2}, {type: simple_gla, heads: 3}]}";
+  c = load(tiny, beside);
+  ck_assert_int_eq(wf_config_check_layers(&c), WF_EINVAL);
+  ck_assert_msg(strstr(wf_error_message(), "3 heads do not divide"), "%s", wf_error_message());
   wf_config_free(&c);
   c = load(tiny, NULL);
   ck_assert_int_eq(wf_config_check_layers(&c), WF_OK);
@@ -135,7 +143,24 @@ static void look_at_groups(wf_model *m) {
       ck_assert_msg(!k->decay && !k->matrix, "%s", p->name);
     }
   }
-  ck_assert_int_eq(norms, 7); /* two in blocks 0 and 1, one in 2 and its layer's own, the last */
+  /* two in blocks 0 and 1, one in 2 and its layer's own, two in 3 with its mixers' two and one's own, the
+   * last */
+  ck_assert_int_eq(norms, 12);
+  find(m, "blocks.3.mixer.0.q.weight", &k);
+  find(m, "blocks.3.mixer.1.g.weight", &k);
+  find(m, "blocks.3.mixer.norm1.weight", &k);
+  ck_assert_ptr_null(wf_params_find(ps, "blocks.4.norm1.weight"));
+  ck_assert_ptr_null(wf_params_find(ps, "blocks.4.mixer.0.q.weight"));
+  const wf_state_spec *state = wf_model_state_spec(m);
+  int slots[2] = {0};
+  for (int i = 0; i < state->n; i++)
+    for (int b = 0; b < 2; b++) {
+      char prefix[20];
+      snprintf(prefix, sizeof prefix, "blocks.%d.", 3 + b);
+      slots[b] += strncmp(state->slot[i].name, prefix, strlen(prefix)) == 0;
+    }
+  ck_assert_int_eq(slots[0], slots[1]);
+  ck_assert_int_gt(slots[0], 2);
 }
 
 START_TEST(rules_choose_the_groups) {

@@ -80,6 +80,9 @@ static const char hybrid[] =
     "        - {repeat: 3, norm: rmsnorm, mixer: {type: gla, heads: 2}, mlp: none}\n"
     "        - {mixer: {type: attention, softcap: 30}, mlp: {type: swiglu, width: 100}}\n"
     "    - mixer: identity\n"
+    "    - &x {repeat: 2, share: x, mixer: [{type: gla, heads: 3}, attention, identity], mlp: gelu}\n"
+    "    - {mixer: none, mlp: gelu}\n"
+    "    - *x\n"
     "train: {steps: 1, rules: '*.a\"b\\# lr=2 decay', init: w.safetensors,\n"
     "        schedule: {type: constant, warmup: 3, note: null}}\n"
     "eval: {batches: 3}\n"
@@ -90,10 +93,23 @@ START_TEST(groups_repeat_in_turn) {
   const wf_config_block **layers;
   size_t n;
   ck_assert_int_eq(wf_config_layers(&c, &layers, &n), WF_OK);
-  ck_assert_uint_eq(n, 17);
+  ck_assert_uint_eq(n, 22);
   for (size_t i = 0; i < 16; i++) ck_assert_str_eq(layers[i]->mixer.type, i % 4 == 3 ? "attention" : "gla");
   ck_assert_str_eq(layers[16]->mixer.type, "identity");
   ck_assert_ptr_null(layers[16]->mlp.type);
+  ck_assert_ptr_null(layers[16]->share);
+  for (size_t i = 17; i < 22; i++) {
+    if (i == 19) continue;
+    const wf_config_block *b = layers[i];
+    ck_assert_str_eq(b->share, "x");
+    ck_assert_uint_eq(b->n_beside, 2);
+    ck_assert_int_eq(((test_gla *)b->mixer.options)->heads, 3);
+    ck_assert_str_eq(b->beside[0].type, "attention");
+    ck_assert_int_eq(((test_attention *)b->beside[0].options)->heads, 4);
+    ck_assert_str_eq(b->beside[1].type, "identity");
+  }
+  ck_assert_ptr_null(layers[19]->mixer.type);
+  ck_assert_str_eq(layers[19]->mlp.type, "gelu");
   wf_free(layers);
   wf_config_free(&c);
 }
@@ -198,23 +214,49 @@ START_TEST(wrong_blocks_are_refused_at_their_place) {
   expect_block_error("{mlp: gelu}", "tiny.yaml:2:30: a block needs a mixer", "mixer: {type: attention");
   expect_block_error("{mixr: gla}", "unknown key \"mixr\" in a block", "did you mean mixer?");
   expect_block_error("{mixer: {heads: 4}}", "mixer.type is missing", "weft layers");
-  expect_block_error("{mixer: []}", "mixer must be a value, not a list", "");
+  expect_block_error("{mixer: []}", "tiny.yaml:2:38: the list of mixers is empty", "");
+  expect_block_error("{mixer: [identity, none]}", "tiny.yaml:2:49: none stands beside other mixers", "");
+  expect_block_error("{mixer: [identity, {type: gla}]}", "tiny.yaml:2:49: mixer gla.heads is missing", "");
+  expect_block_error("{mixer: [identity, [identity]]}", "mixer must be a value, not a list", "");
   expect_block_error("{mixer: {type: [gla]}}", "type must be a value, not a list", "");
   expect_block_error("{mixer: atention}", "tiny.yaml:2:38: unknown mixer \"atention\"",
                      "did you mean attention?");
   expect_block_error("{mixer: quicksort}", "unknown mixer \"quicksort\"",
                      "there are: attention, gla, identity");
-  expect_block_error("{mixer: none}", "unknown mixer \"none\"", "");
+  expect_block_error("{mixer: none}", "tiny.yaml:2:30: a block without mixer and MLP does nothing", "");
+  expect_block_error("{mixer: none, mlp: none}", "a block without mixer and MLP does nothing", "");
   expect_block_error("{mixer: gla}", "tiny.yaml:2:38: mixer gla.heads is missing", "");
   expect_block_error("{mixer: {type: gla, heads: 0}}", "mixer gla: heads: 0 is out of range", "");
   expect_block_error("{mixer: identity, mlp: swishglu}", "unknown mlp \"swishglu\"", "swiglu");
   expect_block_error("{repeat: 0, mixer: identity}", "repeat: 0 is out of range", "");
   expect_block_error("{mixer: identity, blocks: [{mixer: identity}]}",
                      "a group of blocks has only repeat and blocks", "");
+  expect_block_error("{share: x, blocks: [{mixer: identity}]}",
+                     "tiny.yaml:2:38: a group of blocks has only repeat and blocks", "in the blocks below");
   expect_block_error("{repeat: 4096, mixer: identity}, {mixer: identity}", "train.steps is missing", "");
   expect_error("data: {store: a}\nmodel: {d_model: 4, blocks: [{repeat: 4096, blocks: [{repeat: 4096, mixer: "
                "identity}]}]}\ntrain: {steps: 1}\n",
                NULL, "tiny.yaml:2:54: more than 4096 layers", "");
+}
+END_TEST
+
+START_TEST(blocks_that_share_are_alike) {
+  static const char *const others[] = {"{share: x, mixer: {type: gla, heads: 5}}",
+                                       "{share: x, mixer: identity}",
+                                       "{share: x, mixer: {type: gla, heads: 4}, mlp: gelu}",
+                                       "{share: x, norm: layernorm, mixer: {type: gla, heads: 4}}",
+                                       "{share: x, mixer: [{type: gla, heads: 4}, identity]}",
+                                       "{blocks: [{share: x, mixer: none, mlp: gelu}]}"};
+  for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+    char text[400];
+    snprintf(text, sizeof text,
+             "data: {store: a}\ntrain: {steps: 1}\nmodel:\n  d_model: 4\n  blocks:\n"
+             "  - {share: x, mixer: {type: gla, heads: 4}}\n  - {share: y, mixer: identity}\n  - %s\n",
+             others[i]);
+    expect_error(text, NULL, "this block differs from the one it shares \"x\" with, at tiny.yaml:6:5",
+                 "an anchor");
+    ck_assert_msg(strncmp(wf_error_message(), "tiny.yaml:8:", 12) == 0, "%s", wf_error_message());
+  }
 }
 END_TEST
 
@@ -308,6 +350,7 @@ static Suite *config_suite(void) {
   tcase_add_test(t, wrong_input_is_refused_at_its_place);
   tcase_add_test(t, long_configs_are_refused);
   tcase_add_test(t, wrong_blocks_are_refused_at_their_place);
+  tcase_add_test(t, blocks_that_share_are_alike);
   tcase_add_test(t, impossible_combinations_are_refused);
   tcase_add_test(t, files_are_read_and_missing_ones_named);
   tcase_add_test(t, documentation_lists_every_key);

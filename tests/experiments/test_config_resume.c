@@ -47,6 +47,19 @@ START_TEST(resumable_keys_may_differ) {
 }
 END_TEST
 
+START_TEST(every_mixer_of_a_list_is_compared) {
+  wf_config stored = load("model.blocks.0.mixer=[identity, {type: gla, heads: 4}]");
+  wf_config same = load("model.blocks.0.mixer=[identity, {type: gla, heads: 4}]");
+  wf_config now = load("model.blocks.0.mixer=[identity, {type: gla, heads: 2}]");
+  ck_assert_int_eq(wf_config_resume(&stored, &same), WF_OK);
+  ck_assert_int_eq(wf_config_resume(&stored, &now), WF_EINVAL);
+  ck_assert_ptr_nonnull(strstr(wf_error_message(), "model.blocks.0.mixer.1.heads was 4 when"));
+  wf_config_free(&stored);
+  wf_config_free(&same);
+  wf_config_free(&now);
+}
+END_TEST
+
 START_TEST(others_are_refused_naming_both) {
   expect("data.seq_len=128", "data.seq_len was 256 when the run began and is 128 now");
   expect("run.seed=2", "run.seed was 1 when the run began and is 2 now");
@@ -61,6 +74,9 @@ START_TEST(others_are_refused_naming_both) {
   expect("model.blocks.0.mlp=gelu", "model.blocks.0.mlp.type was swiglu when the run began and is gelu now");
   expect("model.blocks.0.mlp=none", "model.blocks.0.mlp.type was swiglu when the run began and is none now");
   expect("model.blocks.1.blocks.0.mixer.window=7", "model.blocks.1.blocks.0.mixer.window was auto when");
+  expect("model.blocks.0.share=x", "model.blocks.0.share was null when the run began and is x now");
+  expect("model.blocks.0.mixer=[identity, identity]",
+         "model.blocks.0.mixer was one mixer when the run began and is another list now");
   expect("model.blocks.1={mixer: identity}",
          "model.blocks.1 was a group when the run began and is a block now");
   expect("model.blocks.2={mixer: identity}", "model.blocks was 2 long when the run began and is 3 long now");
@@ -87,6 +103,7 @@ static Suite *resume_suite(void) {
   TCase *t = tcase_create("config_resume");
   tcase_add_test(t, resumable_keys_may_differ);
   tcase_add_test(t, others_are_refused_naming_both);
+  tcase_add_test(t, every_mixer_of_a_list_is_compared);
   tcase_add_test(t, auto_takes_what_it_became);
   suite_add_tcase(s, t);
   return s;

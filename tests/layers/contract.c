@@ -41,6 +41,43 @@ void wf_trial_free_options(const wf_layer_type *type, void *options) {
   wf_free(options);
 }
 
+static wf_layer_use parse_use(wf_layer_kind kind, const char *text) {
+  void *options;
+  const wf_layer_type *type = wf_trial_parse(kind, text, &options);
+  return (wf_layer_use){type, options};
+}
+
+void wf_trial_block_parse(wf_trial_block *b, const char *text, wf_norm_kind norm) {
+  ck_assert_msg(snprintf(b->text, sizeof b->text, "%s", text) < (int)sizeof b->text, "too long: %s", text);
+  b->spec = (wf_block_spec){.norm = norm, .beside = b->beside};
+  char *mixer = b->text, *mlp = strchr(b->text, '/');
+  ck_assert_msg(mlp != NULL, "%s: no MLP", text);
+  *mlp++ = '\0';
+  if (*mixer == '@') {
+    b->spec.share = mixer + 1;
+    mixer = strchr(mixer, ' ');
+    *mixer++ = '\0';
+  }
+  char *next = strchr(mixer, '+');
+  if (next) *next++ = '\0';
+  b->spec.mixer = parse_use(WF_LAYER_MIXER, mixer);
+  while ((mixer = next)) {
+    if ((next = strchr(mixer, '+'))) *next++ = '\0';
+    b->beside[b->spec.n_beside++] = parse_use(WF_LAYER_MIXER, mixer);
+  }
+  b->spec.mlp = parse_use(WF_LAYER_MLP, mlp);
+}
+
+static void free_use(const wf_layer_use *u) {
+  wf_trial_free_options(u->type, (void *)(uintptr_t)u->options);
+}
+
+void wf_trial_block_free(wf_trial_block *b) {
+  free_use(&b->spec.mixer);
+  free_use(&b->spec.mlp);
+  for (int i = 0; i < b->spec.n_beside; i++) free_use(&b->beside[i]);
+}
+
 /* Three lanes: one long document, several packed ones (single tokens among them), a shorter lane. */
 static void make_tokens(wf_tokens *t, bool packed) {
   static const int64_t whole[][4] = {{LENGTH, 0}, {LENGTH, 0}, {LENGTH - 6, 0}},
@@ -74,16 +111,11 @@ void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const w
   *x = (wf_trial){0};
   OK(wf_device_open(WF_CPU, 0, &x->dev));
   OK(wf_ctx_create(x->dev, &x->c));
+  wf_trial_block block[MAX_BLOCKS];
   wf_block_spec spec[MAX_BLOCKS];
   for (int i = 0; i < n_blocks; i++) {
-    char mixer[256];
-    snprintf(mixer, sizeof mixer, "%s", blocks[i]);
-    char *slash = strchr(mixer, '/');
-    *slash = '\0';
-    void *options[2];
-    const wf_layer_type *type = wf_trial_parse(WF_LAYER_MIXER, mixer, &options[0]),
-                        *mlp = wf_trial_parse(WF_LAYER_MLP, slash + 1, &options[1]);
-    spec[i] = (wf_block_spec){i % 2 ? WF_NORM_LAYER : WF_NORM_RMS, type, mlp, options[0], options[1]};
+    wf_trial_block_parse(&block[i], blocks[i], i % 2 ? WF_NORM_LAYER : WF_NORM_RMS);
+    spec[i] = block[i].spec;
   }
   wf_model_spec m = {.vocab = VOCAB,
                      .d_model = WIDTH,
@@ -102,10 +134,7 @@ void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const w
                      .head_rows = 10};
   OK(wf_model_create(x->c, &m, o->dtype, NULL, NULL, &x->m));
   OK(wf_params_init(wf_model_params(x->m), 3));
-  for (int i = 0; i < n_blocks; i++) {
-    wf_trial_free_options(spec[i].mixer, (void *)(uintptr_t)spec[i].mixer_options);
-    wf_trial_free_options(spec[i].mlp, (void *)(uintptr_t)spec[i].mlp_options);
-  }
+  for (int i = 0; i < n_blocks; i++) wf_trial_block_free(&block[i]);
   make_tokens(&x->t, o->packed);
   x->numel = wf_model_params(x->m)->numel;
 }

@@ -28,8 +28,17 @@ typedef struct wf_trial_options {
 const wf_layer_type *wf_trial_parse(wf_layer_kind kind, const char *text, void **options);
 void wf_trial_free_options(const wf_layer_type *type, void *options);
 
-/* `blocks`: mixer, MLP and options given by name, "mixer key=value key=value / mlp key=value", one string a
- * block; "-" for an absent half. */
+/* A block from its text, "mixer key=value key=value / mlp key=value", each half as above; "mixer + mixer /
+ * mlp" beside each other; "@NAME mixer / mlp" shares its parameters with the others of that name. */
+typedef struct wf_trial_block {
+  wf_block_spec spec; /* points into the rest */
+  wf_layer_use beside[3];
+  char text[512];
+} wf_trial_block;
+void wf_trial_block_parse(wf_trial_block *b, const char *text, wf_norm_kind norm);
+void wf_trial_block_free(wf_trial_block *b);
+
+/* A model of such blocks. */
 void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const wf_trial_options *o);
 void wf_trial_free(wf_trial *x);
 
