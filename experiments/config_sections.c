@@ -38,7 +38,8 @@ static const wf_option model_table[] = {
                 "rows of the embedding; auto: the store's"),
     WF_OPT_BOOL(wf_config_model, tie_embeddings, "true", "the head uses the embedding's weights"),
     WF_OPT_I64F(wf_config_model, max_positions, "auto", 1, 1 << 30, WF_OPT_AUTO,
-                "rows of the table of learned positions, where a layer asks for one; auto: data.seq_len"),
+                "the context: rows of the table of learned positions, where a layer asks for one; auto: "
+                "data.seq_len"),
     WF_OPT_ENUM(wf_config_model, norm, "rmsnorm", norms, "normalisation before mixers, MLPs and the head"),
     WF_OPT_F64F(wf_config_model, norm_eps, "auto", 0, 1, WF_OPT_AUTO,
                 "added under the root; auto: 1e-6 for rmsnorm, 1e-5 for layernorm"),

@@ -37,6 +37,7 @@ typedef struct wf_build {
   double out_std;      /* of the projection that ends the residual branch */
   double norm_eps;
   bool bare_norms;        /* layer norms have no bias */
+  int64_t context;        /* tokens of a sequence in training, for layers that need a length */
   bool learned_positions; /* a layer sets it to ask the model for a table of positions at its input */
 } wf_build;
 

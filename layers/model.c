@@ -100,7 +100,8 @@ static wf_status build(wf_model *m, const wf_model_spec *spec) {
                 .init_std = std,
                 .out_std = spec->scale_residual && branches ? std / sqrt((double)branches) : std,
                 .norm_eps = spec->norm_eps,
-                .bare_norms = spec->bare_norms};
+                .bare_norms = spec->bare_norms,
+                .context = spec->max_positions};
   int64_t V = spec->vocab, d = spec->d_model;
   WF_TRY(wf_build_param(&b, "embedding.weight", WF_PARAM_TABLE, wf_init_normal(std), WF_SHAPE(V, d),
                         &m->embedding));

@@ -44,7 +44,7 @@ typedef struct wf_model_spec {
   bool bare_norms;       /* layer norms have no bias */
   bool tie_embeddings;   /* the head is the embedding */
   double logit_softcap;  /* cap tanh(logit / cap); 0: none */
-  int64_t max_positions; /* rows of the learned table, where a layer asks for one */
+  int64_t max_positions; /* the context: rows of the learned table, where a layer asks for one */
   double dropout;        /* of each branch's output and of the embedding, while training */
   double init_std;
   bool scale_residual; /* the last projection of each branch starts smaller by 1/sqrt(2 blocks) (GPT-2) */

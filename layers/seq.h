@@ -50,6 +50,8 @@ typedef struct wf_seq_attend_in {
  * when window is 0. */
 wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t V, int64_t gates,
                               int64_t window, wf_seq_attend_slots *slots);
+/* log(1 + position in the document) of each token, [n, 1]. */
+wf_tensor *wf_seq_log_position(wf_run *r, wf_dtype dtype);
 /* Causal attention -> o [n, H, V]. */
 wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_seq_attend_in *in,
                          const wf_attend_options *o);

@@ -9,6 +9,8 @@
 #include "layers/seq.h"
 #include "core/memory.h"
 
+#include <math.h>
+
 wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t V, int64_t gates,
                               int64_t window, wf_seq_attend_slots *slots) {
   bool all = window == 0;
@@ -63,6 +65,18 @@ static void alibi(wf_run *r, const int64_t *span, int64_t n, int64_t pool, int64
   *a = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(n, H), host);
   *b = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(pool, H), host + n * H);
   wf_free(host);
+}
+
+wf_tensor *wf_seq_log_position(wf_run *r, wf_dtype dtype) {
+  const wf_rows *rows = r->rows;
+  double *host = wf_alloc("rows", (size_t)(rows->n_tokens + 1) * sizeof *host);
+  if (!host) return wf_poison(r->c, WF_ENOMEM);
+  for (int64_t i = 0; i < rows->n; i++)
+    for (int64_t t = 0; t < rows->row[i].len; t++)
+      host[rows->row[i].begin + t] = log((double)(rows->row[i].pos + t + 1));
+  wf_tensor *x = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(rows->n_tokens, 1), host);
+  wf_free(host);
+  return wf_cast(r->c, x, dtype);
 }
 
 /* The pool [m, ...] of one slot. */
