@@ -198,6 +198,27 @@ wf_tensor *wf_hedgehog(wf_ctx *c, wf_tensor *x);
  * Taylor series of e^{<x, y> / sqrt K} (Arora et al. 2024, Based). */
 wf_tensor *wf_taylor(wf_ctx *c, wf_tensor *x);
 
+/* ---- scan_diag.c, scan_sum.c, scan_max.c: elementwise scans over the tokens of each row ---- */
+/* h_t = e^{g_t} . h_{t-1} + x_t: x [n, d]; g [n, G] log decays <= 0, G divides d: channel c reads g[c G / d];
+ * NULL: a running sum, formed in double and rounded. state [lanes, d] or NULL (all rows fresh), init [d] or
+ * NULL (zero) -> h [n, d], *state_out [lanes, d] (may be NULL). */
+wf_tensor *wf_scan_diag(wf_ctx *c, wf_tensor *x, wf_tensor *g, wf_tensor *state, wf_tensor *init,
+                        const wf_rows *rows, wf_tensor **state_out);
+/* Running sums c_t = c_{t-1} + x_t. A float c has an absolute error of |c| 2^-24, which c_t - c_j inherits
+ * whole: 1e-3 where c is 1e4. As a `pair` c is the sum of two parts of twice the digits, high and low:
+ * -> [n, 2, d], state [lanes, 2, d]; init [d] or NULL. Then
+ *     c_t - c_j = (high_t - high_j) + (low_t - low_j)
+ * is right to about 2^-23 |c_t - c_j| + 2^-47 |c_t|. Whoever reads a pair gives the gradient of c to the
+ * high part; that of the low part is ignored. In f64 low is 0. */
+wf_tensor *wf_scan_sum(wf_ctx *c, wf_tensor *x, bool pair, wf_tensor *state, wf_tensor *init,
+                       const wf_rows *rows, wf_tensor **state_out);
+/* m_t = max(g_t + m_{t-1}, x_t): x [n, d], g [n, d] or NULL (0), state [lanes, d], init [d] or NULL (-1e30)
+ * -> m [n, d], *drop [n, d] = m_{t-1} - m_t exactly as stored. A stabiliser, constant in the backward: for
+ * sums kept times e^{-m} the decay is e^{g + drop} and the weight of x is e^{x - m}, and the gradients of g
+ * and x go through those. Neither outputs nor state carry a gradient. */
+wf_tensor *wf_scan_max(wf_ctx *c, wf_tensor *x, wf_tensor *g, wf_tensor *state, wf_tensor *init,
+                       const wf_rows *rows, wf_tensor **drop, wf_tensor **state_out);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,7 +1,7 @@
 /* seq: the primitives through which alone a layer sees other tokens.
  *
  *   shift   a window of w tokens: convolutions, token shift         seq_shift.c
- *   scan    an affine state                                         seq_scan.c
+ *   scan    an affine or max-affine state                           seq_scan.c, seq_diag.c
  *   attend  keys and values                                         seq_attend.c
  *   serial  anything else, token by token                           seq_serial.c
  *
@@ -32,6 +32,18 @@ wf_tensor *wf_seq_conv(wf_run *r, int slot, wf_tensor *x, wf_tensor *weight, wf_
 wf_status wf_seq_scan_state(wf_build *b, const char *name, int64_t heads, int64_t K, int64_t V, int *slot);
 /* The linear recurrence of core/ops.h: wf_scan -> o [n, H, V]. */
 wf_tensor *wf_seq_scan(wf_run *r, int slot, const wf_scan_in *in, const wf_scan_options *o);
+
+/* Elementwise scans (core/ops.h: wf_scan_diag, wf_scan_sum, wf_scan_max), seq_diag.c. Slot of d channels for
+ * wf_seq_diag and wf_seq_max; of pairs of d for wf_seq_sum. */
+wf_status wf_seq_diag_state(wf_build *b, const char *name, int64_t d, int *slot);
+wf_status wf_seq_sum_state(wf_build *b, const char *name, int64_t d, int *slot);
+/* h_t = e^{g_t} . h_{t-1} + x_t: x [n, d]; g [n, G], G divides d, or NULL (0); init [d] or NULL -> [n, d]. */
+wf_tensor *wf_seq_diag(wf_run *r, int slot, wf_tensor *x, wf_tensor *g, wf_tensor *init);
+/* c_t = c_{t-1} + x_t as pairs (high, low) whose differences keep their digits: x [n, d] -> [n, 2, d]. */
+wf_tensor *wf_seq_sum(wf_run *r, int slot, wf_tensor *x);
+/* m_t = max(g_t + m_{t-1}, x_t), without a gradient; g [n, d] or NULL (0); init [d] or NULL (-1e30) -> m [n,
+ * d], *drop = m_{t-1} - m_t. */
+wf_tensor *wf_seq_max(wf_run *r, int slot, wf_tensor *x, wf_tensor *g, wf_tensor *init, wf_tensor **drop);
 
 /* ---- attend ---- */
 

@@ -29,6 +29,34 @@ static inline wf_tensor *wf_in(const wf_call *call, int i) {
   return i < call->n_in ? call->in[i] : NULL;
 }
 
+/* A gradient by an op whose outputs are those of the first `wants` inputs' gradients that are wanted, in
+ * order: `want`, a field of `attr`, receives their bits. */
+static inline wf_status wf_vjp_wanted(const wf_vjp *g, const wf_op *op, int n_in, wf_tensor *const *in,
+                                      const void *attr, int32_t *want, int wants) {
+  wf_tensor *out[WF_MAX_OUT];
+  uint32_t add = 0;
+  int n = 0;
+  *want = 0;
+  for (int i = 0; i < wants; i++) {
+    if (!g->din[i]) continue;
+    *want |= 1 << i;
+    add |= (g->add >> i & 1) << n;
+    out[n++] = g->din[i];
+  }
+  return n ? wf_op_run(g->ctx, op, n_in, in, attr, n, out, add) : WF_OK;
+}
+/* The shape rule of such an op. */
+static inline wf_status wf_infer_wanted(const wf_call *call, int32_t want, int wants, wf_desc *out,
+                                        int *n_out) {
+  *n_out = 0;
+  for (int i = 0; i < wants; i++)
+    if (want >> i & 1) {
+      WF_SHAPE_CHECK(call->in[i], "%s: no input for output %d", call->op->name, i);
+      wf_desc_like(&out[(*n_out)++], call->in[i]);
+    }
+  return WF_OK;
+}
+
 /* view.c: x under another shape of as many elements, without a copy; NULL where the strides do not allow it.
  */
 wf_tensor *wf_reshape_raw(wf_tensor *x, int ndim, const int64_t *shape);

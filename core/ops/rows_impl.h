@@ -70,6 +70,16 @@ static inline int64_t wf_line_at(const wf_tensor *t, int lead, int64_t line) {
   return at;
 }
 
+/* For samples, the table of three rows of 4, 3 and 1 tokens over three lanes, which take and leave lanes in
+ * every way; `fresh`: they do neither; `none`: no row. */
+static inline wf_tensor *wf_sample_rows(wf_sample *s, bool fresh, bool none) {
+  wf_row row[3] = {{.begin = 0, .len = 4, .lane = 2, .pos = 4, .place = 4, .flags = 3},
+                   {.begin = 4, .len = 3, .lane = 0, .flags = WF_ROW_LEAVES},
+                   {.begin = 7, .len = 1, .lane = 0, .pos = 1, .place = 1, .flags = WF_ROW_TAKES}};
+  for (int i = 0; i < 3 && fresh; i++) row[i].flags = 0;
+  return wf_from_host(s->ctx, "sample", WF_I64, WF_SHAPE(none ? 0 : 3, WF_ROW_COLS), row);
+}
+
 /* A state is missing only where no row takes one. */
 static inline wf_status wf_state_given(const char *op, const wf_tensor *state, const wf_rows *rows) {
   for (int64_t r = 0; !state && r < rows->n; r++)

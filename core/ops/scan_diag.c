@@ -1,0 +1,163 @@
+/* scan_diag: h_t = e^{g_t} h_{t-1} + x_t, channel by channel; channels may share a decay in runs.
+ *
+ * With dh_t the gradient of the output and G_t that of h_t in all:
+ *     G_t = dh_t + e^{g_{t+1}} G_{t+1},   dx_t = G_t,   dg_t = e^{g_t} G_t h_{t-1}
+ */
+#include "core/ops/scan_diag_impl.h"
+
+#ifdef WF_KERNEL_PASS
+
+static void forward(const diag_args *a, const wf_row *r, int64_t c0, int64_t c1) {
+  const real *before = diag_start(a, r);
+  for (int64_t t = r->begin; t < r->begin + r->len; t++) {
+    const real *x = a->x + t * a->xs, *g = a->g + t * a->gs;
+    real *restrict h = a->out[0] + t * a->d;
+    if (!before) {
+      memcpy(h + c0, x + c0, (size_t)(c1 - c0) * sizeof *h);
+    } else if (a->wide == 1) {
+      WF_PRAGMA(omp simd)
+      for (int64_t c = c0; c < c1; c++) h[c] = tile_exp(g[c]) * before[c] + x[c];
+    } else {
+      for (int64_t c = c0; c < c1; c += a->wide) {
+        real keep = tile_exp(g[c / a->wide]);
+        for (int64_t i = c; i < c + a->wide; i++) h[i] = keep * before[i] + x[i];
+      }
+    }
+    before = h;
+  }
+  if (a->left && wf_row_leaves(r))
+    memcpy(a->left + r->lane * a->d + c0, before + c0, (size_t)(c1 - c0) * sizeof(real));
+}
+
+WF_KERNEL(scan_diag) {
+  diag_args a;
+  WF_TRY(diag_read(call, &a));
+  diag_outputs(call, 1, &a);
+  diag_run(&a, 8, forward);
+  return WF_OK;
+}
+
+/* G = e^g G, and dg of token t. */
+static void decay(const diag_args *a, int64_t t, int64_t c0, int64_t c1, const real *before,
+                  real *restrict G_t) {
+  const diag_grad *o = &a->grad[G];
+  const real *g = a->g + t * a->gs;
+  real *dg = o->p ? o->p + t * o->s : NULL;
+  if (a->wide == 1) {
+    WF_PRAGMA(omp simd)
+    for (int64_t c = c0; c < c1; c++) G_t[c] *= tile_exp(g[c]);
+    if (dg && !o->add) memset(dg + c0, 0, (size_t)(c1 - c0) * sizeof *dg);
+    for (int64_t c = c0; c < c1 && dg && before; c++) dg[c] += G_t[c] * before[c];
+    return;
+  }
+  for (int64_t c = c0; c < c1; c += a->wide) {
+    real keep = tile_exp(g[c / a->wide]);
+    for (int64_t i = c; i < c + a->wide; i++) G_t[i] *= keep;
+    if (!dg) continue;
+    real sum = before ? tile_dot(a->wide, G_t + c, before + c) : 0;
+    dg[c / a->wide] = sum + (o->add ? dg[c / a->wide] : 0);
+  }
+}
+
+static void backward(const diag_args *a, const wf_row *r, int64_t c0, int64_t c1) {
+  real *restrict G_t = a->first + (r - a->row) * a->d;
+  memset(G_t + c0, 0, (size_t)(c1 - c0) * sizeof *G_t);
+  if (a->dleft && wf_row_leaves(r))
+    memcpy(G_t + c0, a->dleft + r->lane * a->d + c0, (size_t)(c1 - c0) * sizeof *G_t);
+  const diag_grad *o = &a->grad[X];
+  for (int64_t t = r->begin + r->len - 1; t >= r->begin; t--) {
+    const real *dh = a->dh ? a->dh + t * a->dhs : NULL;
+    real *dx = o->p ? o->p + t * o->s : NULL;
+    for (int64_t c = c0; c < c1 && dh; c++) G_t[c] += dh[c];
+    if (dx && !o->add) memset(dx + c0, 0, (size_t)(c1 - c0) * sizeof *dx);
+    for (int64_t c = c0; c < c1 && dx; c++) dx[c] += G_t[c];
+    decay(a, t, c0, c1, t > r->begin ? a->h + (t - 1) * a->d : diag_start(a, r), G_t);
+  }
+}
+
+WF_KERNEL(scan_diag_grad) {
+  diag_args a;
+  WF_TRY(diag_read(call, &a));
+  return diag_run_grad(call, &a, 16, backward);
+}
+
+#else
+
+WF_CPU(scan_diag)
+WF_CPU(scan_diag_grad)
+
+static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
+  *n_out = ((const diag_attr *)call->attr)->leaves ? 2 : 1;
+  return diag_check(call, &out[0], &out[1]);
+}
+
+static wf_status grad_infer(const wf_call *call, wf_desc *out, int *n_out) {
+  wf_desc like[2];
+  WF_TRY(diag_check(call, &like[0], &like[1]));
+  return wf_infer_wanted(call, ((const diag_attr *)call->attr)->want, WANTS, out, n_out);
+}
+
+static wf_status vjp(const wf_vjp *g) {
+  diag_attr a = *(const diag_attr *)g->attr;
+  wf_tensor *in[GRAD_INS] = {g->in[X],     g->in[G],  g->in[STATE], g->in[INIT],
+                             g->in[TABLE], g->out[0], g->dout[0],   a.leaves ? g->dout[1] : NULL};
+  return wf_vjp_wanted(g, &wf_op_scan_diag_grad, GRAD_INS, in, &a, &a.want, WANTS);
+}
+
+static wf_status sample(wf_sample *s) {
+  diag_sample(s, s->index % 4, false, 6, s->index == 0 || s->index > 3 ? 3 : 1, s->index == 2 ? -4 : -0.5);
+  return WF_OK;
+}
+static wf_status grad_sample(wf_sample *s) {
+  WF_TRY(sample(s));
+  diag_sample_grad(s);
+  return WF_OK;
+}
+
+const wf_op wf_op_scan_diag = {
+    .name = "scan_diag",
+    .min_in = FORWARD_INS,
+    .max_in = FORWARD_INS,
+    .n_out = -1,
+    .attr_size = sizeof(diag_attr),
+    .optional = 1 << STATE | 1 << INIT,
+    .rowmajor = 1 << X | 1 << G,
+    .save_in = 1 << G | 1 << STATE | 1 << INIT | 1 << TABLE,
+    .save_out = 1,
+    .vjp_adds = (1 << WANTS) - 1,
+    .nograd_in = 1 << TABLE,
+    .infer = infer,
+    .vjp = vjp,
+    .cpu = &scan_diag_cpu,
+    .sample = sample,
+    .n_samples = 6,
+};
+
+const wf_op wf_op_scan_diag_grad = {
+    .name = "scan_diag_grad",
+    .min_in = GRAD_INS,
+    .max_in = GRAD_INS,
+    .n_out = -1,
+    .attr_size = sizeof(diag_attr),
+    .optional = 1 << STATE | 1 << INIT | 1 << DH | 1 << DSTATE,
+    .strided = 1 << X,
+    .rowmajor = 1 << G | 1 << DH,
+    .rowmajor_out = 3, /* x and g */
+    .adds = (1 << WANTS) - 1,
+    .infer = grad_infer,
+    WF_NONDIFF("gradient of scan_diag; first order only"),
+    .cpu = &scan_diag_grad_cpu,
+    .sample = grad_sample,
+    .n_samples = 6,
+};
+
+wf_tensor *wf_scan_diag(wf_ctx *c, wf_tensor *x, wf_tensor *g, wf_tensor *state, wf_tensor *init,
+                        const wf_rows *rows, wf_tensor **state_out) {
+  if (!g) return wf_scan_sum(c, x, false, state, init, rows, state_out);
+  wf_tensor *out[WF_MAX_OUT];
+  diag_apply(c, &wf_op_scan_diag, x, g, state, init, rows, false, state_out != NULL, out);
+  if (state_out) *state_out = out[1];
+  return out[0];
+}
+
+#endif
