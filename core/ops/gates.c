@@ -12,7 +12,7 @@ enum { F, I, M, DROP };
 
 WF_KERNEL(exp_gates) {
   const real *f = call->in[F] ? wf_data(call->in[F]) : NULL, *in = wf_data(call->in[I]),
-             *m = wf_data(call->in[M]), *p = wf_data(call->in[P]);
+             *m = wf_data(call->in[M]), *drop = wf_data(call->in[DROP]);
   real *g = wf_data(call->out[0]), *w = wf_data(call->out[1]), *low = wf_data(call->out[2]);
   WF_PARALLEL_FOR(i0, i1, wf_numel(call->in[I]), 16) {
     for (int64_t i = i0; i < i1; i++) {
