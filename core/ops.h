@@ -74,6 +74,11 @@ wf_tensor *wf_linear(wf_ctx *c, wf_tensor *x, wf_tensor *w, wf_tensor *b);
  * adjacent in memory are one product; the outputs are column slices of one buffer. */
 void wf_linear_n(wf_ctx *c, wf_tensor *x, int count, wf_tensor *const *w, wf_tensor *const *b, wf_tensor **y);
 
+/* ---- block.c ---- */
+/* y[n, b, o] = sum_i w[b, o, i] x[n, b, i]: x [n, B s], w [B, s, s] block-diagonal with small blocks -> [n, B
+ * s]. */
+wf_tensor *wf_block_linear(wf_ctx *c, wf_tensor *x, wf_tensor *w);
+
 /* ---- embedding.c ---- */
 wf_tensor *wf_embedding(wf_ctx *c, wf_tensor *table, wf_tensor *ids); /* [V, d], i32 [n] -> [n, d] */
 wf_tensor *wf_gather_rows(wf_ctx *c, wf_tensor *x, wf_tensor *index); /* [n, d], i32 [m] distinct -> [m, d] */

@@ -56,4 +56,13 @@ void wf_trial_decode(wf_trial *x, double *logits);
 /* Everything above for one model. Fails the running test with a message on the first disagreement. */
 void wf_trial_contract(int n_blocks, const char *const *blocks);
 
+/* A test `name` of the contract of the blocks given. */
+#define WF_CONTRACT_TEST(name, ...)                                   \
+  START_TEST(name) {                                                  \
+    static const char *const blocks[] = {__VA_ARGS__};                \
+    wf_trial_contract((int)(sizeof blocks / sizeof *blocks), blocks); \
+    ck_assert_int_eq(wf_mem_live(), 0);                               \
+  }                                                                   \
+  END_TEST
+
 #endif

@@ -7,27 +7,20 @@
 
 #define OK(expr) ck_assert_msg((expr) == WF_OK, "%s: %s", #expr, wf_error_message())
 
-#define CONTRACT(name, ...)                                           \
-  START_TEST(name) {                                                  \
-    static const char *const blocks[] = {__VA_ARGS__};                \
-    wf_trial_contract((int)(sizeof blocks / sizeof *blocks), blocks); \
-    ck_assert_int_eq(wf_mem_live(), 0);                               \
-  }                                                                   \
-  END_TEST
-
-CONTRACT(attention, "attention heads=2 / gelu width=9 bias=true",
-         "attention heads=3 qk_norm=true bias=true head_dim=6 / relu2")
-CONTRACT(grouped, "attention heads=4 kv_heads=2 head_dim=5 rope_fraction=0.5 / swiglu width=7",
-         "attention heads=3 kv_heads=1 softcap=2 / -")
-CONTRACT(windowed, "attention heads=2 window=5 position=alibi / geglu width=8",
-         "attention heads=2 window=1 / -", "attention heads=2 window=30 sinks=true / -")
-CONTRACT(positions, "attention heads=2 position=learned / gelu", "attention heads=2 position=alibi / -",
-         "attention heads=1 position=none sinks=true / -")
-CONTRACT(simple_gla, "simple_gla heads=2 / swiglu width=7",
-         "simple_gla heads=3 expand_k=0.5 conv_width=7 gate_norm=1 / -")
-CONTRACT(gla_without_conv, "simple_gla heads=2 conv=false / -")
-CONTRACT(hybrid, "simple_gla heads=2 / swiglu width=7", "attention heads=2 kv_heads=1 / swiglu width=7",
-         "simple_gla heads=2 / -", "attention heads=2 window=4 / gelu width=5")
+WF_CONTRACT_TEST(attention, "attention heads=2 / gelu width=9 bias=true",
+                 "attention heads=3 qk_norm=true bias=true head_dim=6 / relu2")
+WF_CONTRACT_TEST(grouped, "attention heads=4 kv_heads=2 head_dim=5 rope_fraction=0.5 / swiglu width=7",
+                 "attention heads=3 kv_heads=1 softcap=2 / -")
+WF_CONTRACT_TEST(windowed, "attention heads=2 window=5 position=alibi / geglu width=8",
+                 "attention heads=2 window=1 / -", "attention heads=2 window=30 sinks=true / -")
+WF_CONTRACT_TEST(positions, "attention heads=2 position=learned / gelu",
+                 "attention heads=2 position=alibi / -", "attention heads=1 position=none sinks=true / -")
+WF_CONTRACT_TEST(simple_gla, "simple_gla heads=2 / swiglu width=7",
+                 "simple_gla heads=3 expand_k=0.5 conv_width=7 gate_norm=1 / -")
+WF_CONTRACT_TEST(gla_without_conv, "simple_gla heads=2 conv=false / -")
+WF_CONTRACT_TEST(hybrid, "simple_gla heads=2 / swiglu width=7",
+                 "attention heads=2 kv_heads=1 / swiglu width=7", "simple_gla heads=2 / -",
+                 "attention heads=2 window=4 / gelu width=5")
 
 /* The loss of a whole model along its gradient, by central differences; tied models also cap their logits and
  * have layer norms without a bias. */
