@@ -15,6 +15,9 @@ WF_CONTRACT_TEST(feature_maps, "linear_attention heads=2 feature=hedgehog / -",
 WF_CONTRACT_TEST(mamba2, "mamba2 head_dim=4 state=5 / -",
                  "mamba2 head_dim=3 state=4 groups=2 expand=1 / swiglu width=7",
                  "mamba2 head_dim=6 state=3 groups=4 dt_limit_low=0.01 dt_limit_high=0.05 / -")
+WF_CONTRACT_TEST(mlstm, "mlstm heads=2 / -", "mlstm heads=4 gate=sigmoid / swiglu width=7")
+WF_CONTRACT_TEST(mlstm_large, "mlstm form=large heads=2 / swiglu width=7",
+                 "mlstm form=large heads=3 gate=sigmoid gate_cap=0 / -")
 WF_CONTRACT_TEST(hybrid, "mamba2 head_dim=8 state=4 / -", "attention heads=2 window=5 / swiglu width=7",
                  "linear_attention heads=2 feature=taylor feature_dim=2 / -", "retnet heads=2 / -")
 
@@ -27,6 +30,8 @@ static Suite *linear_suite(void) {
   tcase_add_test(t, linear);
   tcase_add_test(t, feature_maps);
   tcase_add_test(t, mamba2);
+  tcase_add_test(t, mlstm);
+  tcase_add_test(t, mlstm_large);
   tcase_add_test(t, hybrid);
   suite_add_tcase(s, t);
   return s;
