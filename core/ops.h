@@ -134,6 +134,7 @@ typedef struct wf_attend_options {
   double softcap;   /* cap tanh(x / cap); 0 for none */
   int64_t window;   /* keys t-window+1 .. t; 0 for all */
   int64_t len_bias; /* sigmoid: n of the bias -log n */
+  int64_t stride;   /* tokens of a row stand so far apart in q and in the keys' pool; 0 as 1: adjacent */
   wf_attend_kind kind;
 } wf_attend_options;
 /* Causal attention, blockwise with online softmax, no T x T buffer.
@@ -146,6 +147,10 @@ typedef struct wf_attend_options {
  * al.) */
 wf_tensor *wf_attend(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
                      wf_tensor *b, wf_tensor *sink, const wf_attend_options *o);
+/* The same; *lse [n, H] receives the log-sum-exp of the scores, differentiable too (softmax; -inf for queries
+ * of no row). Attention over keys in parts is their mean by the softmax of these. */
+wf_tensor *wf_attend_lse(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
+                         wf_tensor *b, wf_tensor *sink, const wf_attend_options *o, wf_tensor **lse);
 /* Write x [n, ...] into cache [lanes, capacity, ...] at each row's lane and place; in place: the result is
  * the cache, as one variable. Its gradient is the slice that was written, taken out of the cache's gradient
  * (and zeroed there). Errors: a row beyond the capacity. */

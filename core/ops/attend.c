@@ -83,8 +83,8 @@ static void block_task(const attend_args *g, const attend_out *y, int64_t r, int
   double *bp = attend_take_terms(&work, g, w.keys);
   real *q = attend_take(&work, bq * g->kdim), *s = attend_take(&work, bq * ATTEND_BK);
   real *o = attend_take(&work, bq * g->vpad), *max = attend_take(&work, bq), *sum = attend_take(&work, bq);
-  attend_pack_t(w.keys, g->kdim, g->k + w.k0 * g->ks + head * g->kh, g->ks, kt);
-  tile_pack(w.keys, g->vdim, g->v + w.k0 * g->vs + head * g->vh, g->vs, vp, g->vpad);
+  attend_pack_t(w.keys, g->kdim, g->k + w.k0 * g->ks + head * g->kh, g->step * g->ks, kt);
+  tile_pack(w.keys, g->vdim, g->v + w.k0 * g->vs + head * g->vh, g->step * g->vs, vp, g->vpad);
   if (g->b) attend_pack_b(g, &w, head, bp);
 
   for (int64_t t0 = part * bq; t0 < w.len; t0 += parts * bq) {
@@ -92,7 +92,8 @@ static void block_task(const attend_args *g, const attend_out *y, int64_t r, int
     int64_t to = attend_hi(&w, t0 + nq - 1);
     for (int64_t i = 0; i < g->group; i++) {
       int64_t h = head * g->group + i;
-      attend_scaled(g, nq, g->q + (w.q0 + t0) * g->qs + h * g->qh, g->qs, q, g->kdim);
+      attend_scaled(g, nq, g->q + attend_query_at(g, &w, t0) * g->qs + h * g->qh, g->step * g->qs, q,
+                    g->kdim);
       memset(o, 0, (size_t)(nq * g->vpad) * sizeof *o);
       for (int64_t t = 0; t < nq; t++) max[t] = -(real)INFINITY, sum[t] = 0;
       for (int64_t j = from; j < to; j += ATTEND_BK) {
@@ -105,7 +106,8 @@ static void block_task(const attend_args *g, const attend_out *y, int64_t r, int
           real *x = s + t * ATTEND_BK, factor = 1;
           int64_t from_lane = lo / VL * VL, to_lane = TILE_PAD(hi);
           if (hi > lo) {
-            attend_scores(g, hi - lo, x + lo, NULL, g->a ? g->a[(w.q0 + t0 + t) * g->heads + h] : 0,
+            attend_scores(g, hi - lo, x + lo, NULL,
+                          g->a ? g->a[attend_query_at(g, &w, t0 + t) * g->heads + h] : 0,
                           g->b ? bp + i * w.keys + j + lo : NULL);
             attend_hide(x, from_lane, lo, hi, to_lane, -(real)INFINITY);
             weigh(g, x + from_lane, to_lane - from_lane, &max[t], &sum[t], &factor);
@@ -119,7 +121,8 @@ static void block_task(const attend_args *g, const attend_out *y, int64_t r, int
         }
         tile_mm(nq, g->vpad, nk, s, ATTEND_BK, 1, vp + j * g->vpad, g->vpad, o, g->vpad, true);
       }
-      for (int64_t t = 0; t < nq; t++) finish(g, y, w.q0 + t0 + t, h, o + t * g->vpad, max[t], sum[t]);
+      for (int64_t t = 0; t < nq; t++)
+        finish(g, y, attend_query_at(g, &w, t0 + t), h, o + t * g->vpad, max[t], sum[t]);
     }
   }
 }
@@ -152,19 +155,20 @@ static void few_task(const attend_args *g, int64_t r, int64_t head, int64_t begi
       hi = hi < j1 ? hi : j1;
       if (lo >= hi) continue;
       real *p = partial + i * size, factor;
-      const real *q = g->q + (w.q0 + t) * g->qs + h * g->qh;
+      int64_t at = attend_query_at(g, &w, t);
+      const real *q = g->q + at * g->qs + h * g->qh;
       for (int64_t j = lo; j < hi; j++) {
-        const real *k = g->k + (w.k0 + j) * g->ks + head * g->kh;
+        const real *k = g->k + attend_key_at(g, &w, j) * g->ks + head * g->kh;
         x[j - lo] = g->scale * tile_dot(g->kdim, q, k);
-        if (g->b) b[j - lo] = g->b[(w.k0 + j) * g->heads + h];
+        if (g->b) b[j - lo] = g->b[attend_key_at(g, &w, j) * g->heads + h];
       }
-      attend_scores(g, hi - lo, x, NULL, g->a ? g->a[(w.q0 + t) * g->heads + h] : 0, g->b ? b : NULL);
+      attend_scores(g, hi - lo, x, NULL, g->a ? g->a[at * g->heads + h] : 0, g->b ? b : NULL);
       attend_hide(x, 0, 0, hi - lo, TILE_PAD(hi - lo), -(real)INFINITY);
       weigh(g, x, TILE_PAD(hi - lo), &p[g->vdim], &p[g->vdim + 1], &factor);
       if (factor != 1)
         for (int64_t c = 0; c < g->vdim; c++) p[c] *= factor;
       for (int64_t j = lo; j < hi; j++) {
-        const real *v = g->v + (w.k0 + j) * g->vs + head * g->vh;
+        const real *v = g->v + attend_key_at(g, &w, j) * g->vs + head * g->vh;
         for (int64_t c = 0; c < g->vdim; c++) p[c] += x[j - lo] * v[c];
       }
     }
@@ -206,7 +210,7 @@ static wf_status few_queries(const attend_args *g, const attend_out *y, wf_devic
   for (int64_t pair = 0; pair < pairs; pair++) {
     attend_row w = attend_row_at(g, pair / g->kv_heads);
     for (int64_t i = 0; i < w.len * g->group; i++)
-      few_finish(g, y, w.q0 + i / g->group, pair % g->kv_heads * g->group + i % g->group,
+      few_finish(g, y, attend_query_at(g, &w, i / g->group), pair % g->kv_heads * g->group + i % g->group,
                  partial + pair * parts * per_part + i * partial_size(g), parts, per_part);
   }
   wf_device_free(dev, "attend", work, bytes);
@@ -275,7 +279,7 @@ wf_status wf_attend_check(const wf_call *call) {
   WF_SHAPE_CHECK(!z || (z->ndim == 1 && z->shape[0] == q->shape[1] && z->dtype == q->dtype),
                  "attend: sink %s for %lld heads", wf_shape_text(z, t[0]), (long long)q->shape[1]);
   bool sigmoid = o->kind == WF_ATTEND_SIGMOID;
-  if (o->window < 0 || o->softcap < 0 || (sigmoid && (o->len_bias < 1 || z)))
+  if (o->window < 0 || o->softcap < 0 || o->stride < 0 || (sigmoid && (o->len_bias < 1 || z)))
     return WF_FAIL(WF_EINVAL, "attend: window %lld, soft cap %g, length %lld%s", (long long)o->window,
                    o->softcap, (long long)o->len_bias,
                    sigmoid && z ? "; a sink has no meaning without softmax" : "");
@@ -306,8 +310,10 @@ static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
 
 static wf_status vjp(const wf_vjp *g) {
   attend_grad_attr attr = {.o = *(const wf_attend_options *)g->attr};
-  wf_tensor *in[] = {g->in[0], g->in[1], g->in[2],  g->in[3],  g->in[4],
-                     g->in[5], g->in[6], g->out[0], g->out[1], g->dout[0]};
+  wf_tensor *d = g->dout[0], *dlse = attr.o.kind == WF_ATTEND_SIGMOID ? NULL : g->dout[1];
+  if (!d) d = wf_zeros(g->ctx, "gradient", g->out[0]->dtype, g->out[0]->ndim, g->out[0]->shape);
+  wf_tensor *in[] = {g->in[0], g->in[1],  g->in[2],  g->in[3], g->in[4], g->in[5],
+                     g->in[6], g->out[0], g->out[1], d,        dlse};
   static const int input_of[] = {ATTEND_Q, ATTEND_K, ATTEND_V, ATTEND_A, ATTEND_B, ATTEND_SINK};
   wf_tensor *out[6];
   uint32_t add = 0;
@@ -318,7 +324,7 @@ static wf_status vjp(const wf_vjp *g) {
     add |= (g->add >> input_of[i] & 1) << n;
     out[n++] = g->din[input_of[i]];
   }
-  return n ? wf_op_run(g->ctx, &wf_op_attend_grad, 10, in, &attr, n, out, add) : WF_OK;
+  return n ? wf_op_run(g->ctx, &wf_op_attend_grad, 11, in, &attr, n, out, add) : WF_OK;
 }
 
 static void cost(const wf_call *call, double *flops, double *bytes) {
@@ -351,6 +357,7 @@ wf_status wf_attend_sample(wf_sample *s) {
        false},
       {1, {{0, 2, 0, 5}}, 2, 8, 2, 1, 3, 3, {.scale = 0.7}, true, true},
       {0, {{0}}, 0, 4, 2, 1, 3, 2, {.scale = 1}, false, false},
+      {2, {{0, 3, 1, 1}, {1, 3, 0, 0}}, 6, 8, 2, 1, 3, 2, {.scale = 0.6, .stride = 2}, true, true},
   };
   _Static_assert(sizeof made / sizeof *made == WF_ATTEND_SAMPLES, "samples");
   int i = s->index;
@@ -388,7 +395,6 @@ const wf_op wf_op_attend = {
     .save_out = 3,
     .vjp_adds = 0x7f & ~(1 << ATTEND_SPAN),
     .nograd_in = 1 << ATTEND_SPAN,
-    .nograd_out = 2,
     .infer = infer,
     .vjp = vjp,
     .cpu = &attend_cpu,
@@ -398,11 +404,17 @@ const wf_op wf_op_attend = {
     .n_samples = WF_ATTEND_SAMPLES,
 };
 
-wf_tensor *wf_attend(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
-                     wf_tensor *b, wf_tensor *sink, const wf_attend_options *o) {
+wf_tensor *wf_attend_lse(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
+                         wf_tensor *b, wf_tensor *sink, const wf_attend_options *o, wf_tensor **lse) {
   wf_tensor *out[2];
   wf_op_apply(c, &wf_op_attend, 7, (wf_tensor *[]){q, k, v, span, a, b, sink}, o, out);
+  *lse = out[1];
   return out[0];
+}
+wf_tensor *wf_attend(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
+                     wf_tensor *b, wf_tensor *sink, const wf_attend_options *o) {
+  wf_tensor *lse;
+  return wf_attend_lse(c, q, k, v, span, a, b, sink, o, &lse);
 }
 
 #endif

@@ -2,6 +2,7 @@
  * products each. With D_t = <do_t, o_t>:
  *     P = exp(x - LSE);  dP = dO V^T;  dS = P . (dP - D);  dV = P^T dO;  dQ = s dS K;  dK = s dS^T Q
  *     da_t = sum_j dS;  db_j = -sum_t dS;  dz = -sum_t e^{z - LSE_t} D_t
+ * (a gradient of the log-sum-exp itself is taken from D_t),
  * and for sigmoid dS = P . (1 - P) . dP; the soft cap multiplies dS by 1 - tanh^2 before the products.
  *
  * A task adds the key gradients of its row and key head, all query heads of the group, in its own work space
@@ -32,7 +33,7 @@ static inline double *term_at(const grad_out *o, int64_t t, int64_t h) {
 
 typedef struct grad_args {
   attend_args a;
-  const real *o, *lse, *dout;
+  const real *o, *lse, *dout, *dlse; /* dlse: NULL where none arrived */
   int64_t dos, doh;
   grad_out out[WANTS]; /* those of the terms are double */
 } grad_args;
@@ -89,18 +90,19 @@ static inline void grad_row(const attend_args *g, int64_t n, real *x, real *y, r
 static void query_block(const grad_args *ga, const attend_row *w, const grad_work *k, int64_t t0, int64_t nq,
                         int64_t h, int64_t i) {
   const attend_args *g = &ga->a;
-  int64_t first = w->q0 + t0, from = attend_lo(g, w, t0) / ATTEND_BK * ATTEND_BK;
+  int64_t first = attend_query_at(g, w, t0), from = attend_lo(g, w, t0) / ATTEND_BK * ATTEND_BK;
   int64_t to = attend_hi(w, t0 + nq - 1);
   bool terms = g->b && (ga->out[WANT_A].p || ga->out[WANT_B].p);
-  attend_scaled(g, nq, g->q + first * g->qs + h * g->qh, g->qs, k->q, g->kpad);
-  tile_pack(nq, g->vdim, ga->dout + first * ga->dos + h * ga->doh, ga->dos, k->dout, g->vpad);
+  attend_scaled(g, nq, g->q + first * g->qs + h * g->qh, g->step * g->qs, k->q, g->kpad);
+  tile_pack(nq, g->vdim, ga->dout + first * ga->dos + h * ga->doh, g->step * ga->dos, k->dout, g->vpad);
   memset(k->dq, 0, (size_t)(nq * g->kpad) * sizeof(real));
   for (int64_t t = 0; t < nq; t++) {
-    const real *o = ga->o + ((first + t) * g->heads + h) * g->vdim, *d = k->dout + t * g->vpad;
-    real dot = tile_dot(g->vdim, o, d);
+    int64_t at = attend_query_at(g, w, t0 + t) * g->heads + h;
+    real dot = tile_dot(g->vdim, ga->o + at * g->vdim, k->dout + t * g->vpad);
+    if (ga->dlse) dot -= ga->dlse[at];
     k->delta[t] = dot;
     k->da[t] = 0;
-    if (g->sink) k->sink[i] -= r_exp(g->sink[h] - ga->lse[(first + t) * g->heads + h]) * dot;
+    if (g->sink) k->sink[i] -= r_exp(g->sink[h] - ga->lse[at]) * dot;
   }
   for (int64_t j = from; j < to; j += ATTEND_BK) {
     int64_t nk = to - j < ATTEND_BK ? to - j : ATTEND_BK;
@@ -109,8 +111,8 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
     tile_mm(nq, TILE_PAD(nk), g->vdim, k->dout, g->vpad, 1, k->vt + j * g->vdim, ATTEND_BK, k->ds, ATTEND_BK,
             false);
     for (int64_t t = 0; t < nq; t++) {
-      int64_t lo = attend_lo(g, w, t0 + t) - j, hi = attend_hi(w, t0 + t) - j,
-              at = (first + t) * g->heads + h;
+      int64_t lo = attend_lo(g, w, t0 + t) - j, hi = attend_hi(w, t0 + t) - j;
+      int64_t at = attend_query_at(g, w, t0 + t) * g->heads + h;
       lo = lo < 0 ? 0 : lo > nk ? nk : lo;
       hi = hi > nk ? nk : hi < lo ? lo : hi;
       real *x = k->s + t * ATTEND_BK, *y = k->ds + t * ATTEND_BK;
@@ -146,7 +148,7 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
   const grad_out *dq = &ga->out[WANT_Q], *da = &ga->out[WANT_A];
   for (int64_t t = 0; t < nq; t++) {
     if (dq->p) {
-      real *to_q = real_at(dq, first + t, h);
+      real *to_q = real_at(dq, attend_query_at(g, w, t0 + t), h);
       const real *sum = k->dq + t * g->kpad;
       if (dq->add)
         for (int64_t c = 0; c < g->kdim; c++) to_q[c] += g->scale * sum[c];
@@ -154,7 +156,7 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
         for (int64_t c = 0; c < g->kdim; c++) to_q[c] = g->scale * sum[c];
     }
     if (da->p) {
-      double *to_a = term_at(da, first + t, h);
+      double *to_a = term_at(da, attend_query_at(g, w, t0 + t), h);
       *to_a = da->add ? *to_a + k->da[t] : k->da[t];
     }
   }
@@ -166,9 +168,9 @@ static void grad_task(const grad_args *ga, int64_t r, int64_t head, int64_t part
   attend_row w = attend_row_at(g, r);
   int64_t bq = attend_bq(&w);
   const real *keys = g->k + w.k0 * g->ks + head * g->kh;
-  attend_pack_t(w.keys, g->kdim, keys, g->ks, k->kt);
-  attend_pack_t(w.keys, g->vdim, g->v + w.k0 * g->vs + head * g->vh, g->vs, k->vt);
-  tile_pack(w.keys, g->kdim, keys, g->ks, k->kr, g->kpad);
+  attend_pack_t(w.keys, g->kdim, keys, g->step * g->ks, k->kt);
+  attend_pack_t(w.keys, g->vdim, g->v + w.k0 * g->vs + head * g->vh, g->step * g->vs, k->vt);
+  tile_pack(w.keys, g->kdim, keys, g->step * g->ks, k->kr, g->kpad);
   memset(k->dk, 0, (size_t)(w.keys * g->kpad) * sizeof(real));
   memset(k->dv, 0, (size_t)(w.keys * g->vpad) * sizeof(real));
   memset(k->sink, 0, (size_t)g->group * sizeof(real));
@@ -187,20 +189,22 @@ static void store_keys(const grad_args *ga, int64_t r, int64_t head, const grad_
   const attend_args *g = &ga->a;
   attend_row w = attend_row_at(g, r);
   const grad_out *dk = &ga->out[WANT_K], *dv = &ga->out[WANT_V], *db = &ga->out[WANT_B];
-  for (int64_t j = begin; j < end; j++)
+  for (int64_t j = begin; j < end; j++) {
+    int64_t at = attend_key_at(g, &w, j);
     for (int64_t p = 0; p < parts; p++) {
       if (dk->p) {
-        real *to = real_at(dk, w.k0 + j, head);
+        real *to = real_at(dk, at, head);
         for (int64_t c = 0; c < g->kdim; c++) to[c] += k[p].dk[j * g->kpad + c];
       }
       if (dv->p) {
-        real *to = real_at(dv, w.k0 + j, head);
+        real *to = real_at(dv, at, head);
         for (int64_t c = 0; c < g->vdim; c++) to[c] += k[p].dv[j * g->vpad + c];
       }
       if (db->p)
         for (int64_t i = 0; i < g->group; i++)
-          *term_at(db, w.k0 + j, head * g->group + i) += k[p].db[i * w.keys + j];
+          *term_at(db, at, head * g->group + i) += k[p].db[i * w.keys + j];
     }
+  }
 }
 
 static void clear(const grad_out *o, int64_t n, int64_t heads, int64_t width, size_t size) {
@@ -214,12 +218,14 @@ static void clear(const grad_out *o, int64_t n, int64_t heads, int64_t width, si
 
 /* ---- rows that share keys ---- */
 
+/* Rows share keys where these overlap and start alike modulo the stride. */
 typedef struct key_range {
-  int64_t begin, end, row, chain; /* chain: where its run of overlapping rows begins */
+  int64_t phase, begin, end, row, chain; /* chain: where its run of overlapping rows begins */
 } key_range;
 
 static int by_begin(const void *a, const void *b) {
   const key_range *x = a, *y = b;
+  if (x->phase != y->phase) return x->phase < y->phase ? -1 : 1;
   if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
   return x->row < y->row ? -1 : 1;
 }
@@ -228,13 +234,15 @@ static int by_begin(const void *a, const void *b) {
 static int64_t chain_rows(const attend_args *g, key_range *range) {
   for (int64_t r = 0; r < g->rows; r++) {
     attend_row w = attend_row_at(g, r);
-    range[r] = (key_range){w.k0, w.k0 + w.keys, r, 0};
+    int64_t begin = w.k0 / g->step;
+    range[r] = (key_range){w.k0 % g->step, begin, begin + w.keys, r, 0};
   }
   qsort(range, (size_t)g->rows, sizeof *range, by_begin);
   int64_t chains = 0, end = 0;
   for (int64_t i = 0; i < g->rows; i++) {
-    if (i == 0 || range[i].begin >= end) range[chains++].chain = i;
-    if (i == 0 || range[i].end > end) end = range[i].end;
+    bool apart = i == 0 || range[i].phase != range[i - 1].phase;
+    if (apart || range[i].begin >= end) range[chains++].chain = i;
+    if (apart || range[i].end > end) end = range[i].end;
   }
   return chains;
 }
@@ -323,6 +331,7 @@ static wf_status read_grad(const wf_call *call, grad_args *ga) {
   ga->o = wf_data(call->in[ATTEND_O]);
   ga->lse = wf_data(call->in[ATTEND_LSE]);
   ga->dout = wf_data(d);
+  ga->dlse = call->in[ATTEND_DLSE] ? wf_data(call->in[ATTEND_DLSE]) : NULL;
   ga->dos = d->stride[0], ga->doh = d->stride[1];
   int32_t want = ((const attend_grad_attr *)call->attr)->want;
   for (int i = 0, n = 0; i < WANTS; i++) {
@@ -381,6 +390,9 @@ static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
   char t[2][96];
   const wf_tensor *q = call->in[ATTEND_Q], *v = call->in[ATTEND_V], *o = call->in[ATTEND_O],
                   *d = call->in[ATTEND_DO];
+  const wf_tensor *dlse = call->in[ATTEND_DLSE];
+  WF_SHAPE_CHECK(!dlse || (wf_same_shape(dlse, call->in[ATTEND_LSE]) && dlse->dtype == q->dtype),
+                 "attend_grad: the log-sum-exp's gradient is %s", wf_shape_text(dlse, t[0]));
   WF_SHAPE_CHECK(wf_same_shape(o, d) && o->ndim == 3 && o->shape[0] == q->shape[0] &&
                      o->shape[1] == q->shape[1] && o->shape[2] == v->shape[2] && d->dtype == q->dtype,
                  "attend_grad: o %s, do %s", wf_shape_text(o, t[0]), wf_shape_text(d, t[1]));
@@ -411,19 +423,21 @@ static wf_status sample(wf_sample *s) {
   s->in[7] = out[0];
   s->in[8] = out[1];
   s->in[9] = wf_sample_real(s, 3, wf_is_poison(out[0]) ? (int64_t[]){0, 0, 0} : out[0]->shape);
-  s->n_in = 10;
+  s->in[10] =
+      s->index % 2 ? wf_sample_real(s, 2, wf_is_poison(out[0]) ? (int64_t[]){0, 0} : out[1]->shape) : NULL;
+  s->n_in = 11;
   attr->want = 7 | (s->in[4] ? 24 : 0) | (s->in[6] ? 32 : 0);
   return WF_OK;
 }
 
 const wf_op wf_op_attend_grad = {
     .name = "attend_grad",
-    .min_in = 10,
-    .max_in = 10,
+    .min_in = 11,
+    .max_in = 11,
     .n_out = -1,
     .attr_size = sizeof(attend_grad_attr),
     .flags = WF_OP_TYPE_OF_FIRST,
-    .optional = 1 << ATTEND_A | 1 << ATTEND_B | 1 << ATTEND_SINK,
+    .optional = 1 << ATTEND_A | 1 << ATTEND_B | 1 << ATTEND_SINK | 1 << ATTEND_DLSE,
     .rowmajor = 1 << ATTEND_Q | 1 << ATTEND_K | 1 << ATTEND_V | 1 << ATTEND_DO,
     .rowmajor_out = 0x3f,
     .adds = 0x3f,

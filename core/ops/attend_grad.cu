@@ -20,18 +20,18 @@ template <class T> static grad_out<T> next_out(const wf_call *call, bool wanted,
 
 template <class real> struct grad_args {
   attend_args<real> a;
-  const real *o, *lse, *dout;
+  const real *o, *lse, *dout, *dlse; /* dlse: NULL where none arrived */
   int64_t dos, doh;
   grad_out<real> q, k, v, sink;
   grad_out<double> da, db;
   real *share; /* [n, heads] of the sinks' gradient, or NULL */
 
-  /* D = <do, o> of query i, head h, by one thread. */
+  /* D = <do, o>, less the gradient of the log-sum-exp, of query i, head h, by one thread. */
   __device__ real inner(int64_t i, int64_t h) const {
     const real *x = o + (i * a.heads + h) * a.vdim, *y = dout + i * dos + h * doh;
     real s = 0;
     for (int64_t c = 0; c < a.vdim; c++) s += x[c] * y[c];
-    return s;
+    return dlse ? s - dlse[i * a.heads + h] : s;
   }
   /* Probability and dS (before and after the soft cap) of query i and key j of the pool. */
   __device__ void pair(int64_t i, int64_t j, int64_t h, real delta, real *p, real *ds, real *dx) const {
@@ -53,7 +53,7 @@ template <class real> __device__ static void query_grad(const grad_args<real> &g
   __shared__ real weight[WF_CUDA_BLOCK];
   const attend_args<real> &a = g.a;
   const attend_row w = a.row_of(i);
-  const int64_t t = i - w.q0, hi = w.len ? w.before + t + 1 : 0, lo = w.len ? a.lo(w, t) : 0;
+  const int64_t t = (i - w.q0) / a.step, hi = w.len ? w.before + t + 1 : 0, lo = w.len ? a.lo(w, t) : 0;
   const real delta = g.inner(i, h);
   real *dq = g.q.p ? g.q.p + i * g.q.s + h * g.q.h : NULL;
   double da = 0;
@@ -61,15 +61,15 @@ template <class real> __device__ static void query_grad(const grad_args<real> &g
   for (int64_t j0 = lo; j0 < hi; j0 += WF_CUDA_BLOCK) {
     const int64_t j = j0 + threadIdx.x, count = hi - j0 < WF_CUDA_BLOCK ? hi - j0 : WF_CUDA_BLOCK;
     real p, ds = 0, dx = 0;
-    if (j < hi) g.pair(i, w.k0 + j, h, delta, &p, &ds, &dx);
+    if (j < hi) g.pair(i, w.k0 + j * a.step, h, delta, &p, &ds, &dx);
     da += (double)ds;
     __syncthreads(); /* the weights before these have been used */
     weight[threadIdx.x] = dx;
     __syncthreads();
     for (int64_t c = threadIdx.x; dq && c < a.kdim; c += WF_CUDA_BLOCK) {
-      const real *k = a.k + (w.k0 + j0) * a.ks + h / a.group * a.kh + c;
+      const real *k = a.k + (w.k0 + j0 * a.step) * a.ks + h / a.group * a.kh + c;
       real s = 0;
-      for (int64_t l = 0; l < count; l++) s += weight[l] * k[l * a.ks];
+      for (int64_t l = 0; l < count; l++) s += weight[l] * k[l * a.step * a.ks];
       dq[c] += a.scale * s;
     }
   }
@@ -91,29 +91,32 @@ template <class real> __device__ static void key_grad(const grad_args<real> &g, 
     double db = 0;
     for (int64_t r = 0; r < a.rows; r++) {
       const attend_row w = a.row(r);
-      const int64_t own = j - w.k0, since = own - w.before; /* since: the query at its place */
-      if (own < 0 || since >= w.len) continue;
+      const int64_t own = (j - w.k0) / a.step, since = own - w.before; /* since: the query at its place */
+      if (j < w.k0 || (j - w.k0) % a.step || since >= w.len) continue;
       const int64_t begin = since > 0 ? since : 0;
       const int64_t end = a.window > 0 && since + a.window < w.len ? since + a.window : w.len;
       for (int64_t t0 = begin; t0 < end; t0 += WF_CUDA_BLOCK) {
         const int64_t t = t0 + threadIdx.x, count = end - t0 < WF_CUDA_BLOCK ? end - t0 : WF_CUDA_BLOCK;
         real p = 0, ds = 0, dx = 0;
-        if (t < end) g.pair(w.q0 + t, j, h, a.sigmoid ? (real)0 : g.inner(w.q0 + t, h), &p, &ds, &dx);
+        if (t < end) {
+          const int64_t i = w.q0 + t * a.step;
+          g.pair(i, j, h, a.sigmoid ? (real)0 : g.inner(i, h), &p, &ds, &dx);
+        }
         db -= (double)ds;
         __syncthreads(); /* the numbers before these have been used */
         prob[threadIdx.x] = p;
         weight[threadIdx.x] = dx;
         __syncthreads();
         for (int64_t c = threadIdx.x; dv && c < a.vdim; c += WF_CUDA_BLOCK) {
-          const real *y = g.dout + (w.q0 + t0) * g.dos + h * g.doh + c;
+          const real *y = g.dout + (w.q0 + t0 * a.step) * g.dos + h * g.doh + c;
           real s = 0;
-          for (int64_t l = 0; l < count; l++) s += prob[l] * y[l * g.dos];
+          for (int64_t l = 0; l < count; l++) s += prob[l] * y[l * a.step * g.dos];
           dv[c] += s;
         }
         for (int64_t c = threadIdx.x; dk && c < a.kdim; c += WF_CUDA_BLOCK) {
-          const real *q = a.q + (w.q0 + t0) * a.qs + h * a.qh + c;
+          const real *q = a.q + (w.q0 + t0 * a.step) * a.qs + h * a.qh + c;
           real s = 0;
-          for (int64_t l = 0; l < count; l++) s += weight[l] * q[l * a.qs];
+          for (int64_t l = 0; l < count; l++) s += weight[l] * q[l * a.step * a.qs];
           dk[c] += a.scale * s;
         }
       }
@@ -130,6 +133,7 @@ WF_CUDA_KERNEL(attend_grad) {
   g.o = wf_cuda_in<real>(call, ATTEND_O);
   g.lse = wf_cuda_in<real>(call, ATTEND_LSE);
   g.dout = wf_cuda_ptr<real>(d);
+  g.dlse = wf_cuda_in<real>(call, ATTEND_DLSE);
   g.dos = d->stride[0], g.doh = d->stride[1];
   g.share = NULL;
   for (int i = 0; i < call->n_out; i++) {

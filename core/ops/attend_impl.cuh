@@ -5,7 +5,8 @@
 #include "core/cuda_impl.cuh"
 #include "core/ops/attend_impl.h"
 
-/* One row: queries q0 .. q0+len-1; its keys begin at k0 in the pool, query t sees before + t + 1 of them. */
+/* One row: `len` queries from q0, `step` apart; its keys begin at k0 in the pool, as far apart, and query t
+ * sees before + t + 1 of them. */
 struct attend_row {
   int64_t q0, len, k0, before;
 };
@@ -16,6 +17,7 @@ template <class real> struct attend_args {
   int64_t qs, qh, ks, kh, vs, vh; /* strides of tokens and heads */
   const int64_t *span;
   int64_t rows, n, m, heads, kv_heads, group, kdim, vdim, window;
+  int64_t step; /* from one token of a row to the next, in tokens */
   real scale, cap, log_len;
   bool sigmoid;
 
@@ -26,7 +28,7 @@ template <class real> struct attend_args {
   __device__ attend_row row_of(int64_t i) const {
     for (int64_t r = 0; r < rows; r++) {
       attend_row w = row(r);
-      if (i >= w.q0 && i < w.q0 + w.len) return w;
+      if (i >= w.q0 && (i - w.q0) % step == 0 && (i - w.q0) / step < w.len) return w;
     }
     return {0, 0, 0, 0};
   }
@@ -67,16 +69,18 @@ template <class real> static wf_status attend_read(const wf_call *call, attend_a
   g->m = k->shape[0], g->kv_heads = k->shape[1], g->vdim = v->shape[2];
   g->group = g->heads / g->kv_heads;
   g->window = o->window;
+  g->step = o->stride > 1 ? o->stride : 1;
   g->scale = (real)o->scale, g->cap = (real)o->softcap;
   g->sigmoid = o->kind == WF_ATTEND_SIGMOID;
   g->log_len = g->sigmoid ? (real)log((double)o->len_bias) : (real)0;
-  const int64_t *span = g->span, n = g->n, m = g->m;
+  const int64_t *span = g->span, n = g->n, m = g->m, step = g->step;
   int64_t at, s[4];
   WF_TRY(wf_cuda_first(
       call, g->rows,
       [=] __device__(int64_t r) {
         const int64_t *w = span + 4 * r;
-        return w[0] < 0 || w[1] < 0 || w[0] > n - w[1] || w[2] < 0 || w[3] < 0 || w[2] > m - w[1] - w[3];
+        return w[3] < 0 || w[3] > m || !attend_fits(w[0], w[1], step, n) ||
+               !attend_fits(w[2], w[3] + w[1], step, m);
       },
       &at));
   if (at < 0) return WF_OK;

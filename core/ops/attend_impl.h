@@ -11,7 +11,7 @@
 #include "core/op_def.h"
 #include "core/ops/attr_impl.h"
 
-/* The inputs of attend; its gradient has three more. */
+/* The inputs of attend; its gradient has four more, the last one optional. */
 enum {
   ATTEND_Q,
   ATTEND_K,
@@ -22,14 +22,21 @@ enum {
   ATTEND_SINK,
   ATTEND_O,
   ATTEND_LSE,
-  ATTEND_DO
+  ATTEND_DO,
+  ATTEND_DLSE
 };
 
 /* Shared by the two descriptions (attend.c). */
-enum { WF_ATTEND_SAMPLES = 6 };
+enum { WF_ATTEND_SAMPLES = 7 };
 wf_status wf_attend_check(const wf_call *call); /* shapes and options of the first seven inputs */
 double wf_attend_pairs(const wf_call *call);    /* visible pairs of query and key, over all heads */
 wf_status wf_attend_sample(wf_sample *s);
+
+/* `count` tokens `step` apart from `begin` on lie among `total`. */
+WF_HOST_DEVICE static inline bool attend_fits(int64_t begin, int64_t count, int64_t step, int64_t total) {
+  if (begin < 0 || count < 0 || begin > total || count > total) return false;
+  return count == 0 || (begin < total && count - 1 <= (total - 1 - begin) / step);
+}
 
 #ifdef WF_KERNEL_PASS
 #  include <string.h>
@@ -41,6 +48,7 @@ typedef struct attend_args {
   const real *q, *k, *v, *sink;
   const double *a, *b;            /* terms of the scores */
   int64_t qs, qh, ks, kh, vs, vh; /* strides of tokens and heads */
+  int64_t step;                   /* from one token of a row to the next, in tokens */
   const int64_t *span;
   int64_t rows, n, m, heads, kv_heads, group, kdim, vdim, kpad, vpad;
   int64_t longest, most_keys; /* over the rows: queries, visible keys */
@@ -59,9 +67,17 @@ static inline attend_row attend_row_at(const attend_args *g, int64_t r) {
   const int64_t *s = g->span + 4 * r;
   attend_row w = {.q0 = s[0], .len = s[1], .before = s[3]};
   w.first = g->window > 0 && w.before + 1 > g->window ? w.before + 1 - g->window : 0;
-  w.k0 = s[2] + w.first;
+  w.k0 = s[2] + w.first * g->step;
   w.keys = w.len ? w.before + w.len - w.first : 0;
   return w;
+}
+
+/* Places of query t and key j of a row in q and in the pool. */
+static inline int64_t attend_query_at(const attend_args *g, const attend_row *w, int64_t t) {
+  return w->q0 + t * g->step;
+}
+static inline int64_t attend_key_at(const attend_args *g, const attend_row *w, int64_t j) {
+  return w->k0 + j * g->step;
 }
 
 /* Query t sees keys [lo, hi). */
@@ -91,12 +107,14 @@ static inline wf_status attend_read(const wf_call *call, attend_args *g) {
   g->group = g->kv_heads ? g->heads / g->kv_heads : 0;
   g->kpad = TILE_PAD(g->kdim), g->vpad = TILE_PAD(g->vdim);
   g->window = o->window;
+  g->step = o->stride > 1 ? o->stride : 1;
   g->scale = (real)o->scale, g->cap = (real)o->softcap;
   g->sigmoid = o->kind == WF_ATTEND_SIGMOID;
   g->log_len = g->sigmoid ? (real)log((double)o->len_bias) : 0;
   for (int64_t r = 0; r < g->rows; r++) {
     const int64_t *s = g->span + 4 * r;
-    if (s[0] < 0 || s[1] < 0 || s[0] > g->n - s[1] || s[2] < 0 || s[3] < 0 || s[2] > g->m - s[1] - s[3])
+    if (s[3] < 0 || s[3] > g->m || !attend_fits(s[0], s[1], g->step, g->n) ||
+        !attend_fits(s[2], s[3] + s[1], g->step, g->m))
       return WF_FAIL(WF_EINVAL,
                      "attend: row %lld has queries %lld + %lld of %lld and keys %lld + %lld + %lld of %lld",
                      (long long)r, (long long)s[0], (long long)s[1], (long long)g->n, (long long)s[2],
@@ -138,7 +156,7 @@ static inline void attend_pack_t(int64_t keys, int64_t dim, const real *src, int
 static inline void attend_pack_b(const attend_args *g, const attend_row *w, int64_t head, double *dst) {
   for (int64_t i = 0; i < g->group; i++)
     for (int64_t j = 0; j < w->keys; j++)
-      dst[i * w->keys + j] = g->b[(w->k0 + j) * g->heads + head * g->group + i];
+      dst[i * w->keys + j] = g->b[attend_key_at(g, w, j) * g->heads + head * g->group + i];
 }
 
 static inline void attend_scaled(const attend_args *g, int64_t rows, const real *src, int64_t stride,

@@ -19,7 +19,7 @@ enum { Q, K, V, A, B, Z, INPUTS };
 typedef struct numbers_of {
   int64_t count[INPUTS];
   double *in[INPUTS], *grad[INPUTS]; /* NULL where the problem has none */
-  double *o, *lse, *dout;
+  double *o, *lse, *dout, *dlse;
 } numbers_of;
 
 static numbers_of make(const problem *p) {
@@ -40,51 +40,58 @@ static numbers_of make(const problem *p) {
   x.o = doubles(p->n * p->heads * p->v);
   x.lse = doubles(p->n * p->heads);
   x.dout = numbers(p->n * p->heads * p->v, "do");
+  x.dlse = numbers(p->n * p->heads, "dlse");
   return x;
 }
 static void drop(numbers_of *x) {
   for (int i = 0; i < INPUTS; i++) free(x->in[i]), free(x->grad[i]);
-  free(x->o), free(x->lse), free(x->dout);
+  free(x->o), free(x->lse), free(x->dout), free(x->dlse);
+}
+
+static int64_t stride_of(const problem *p) {
+  return p->o.stride > 1 ? p->o.stride : 1;
 }
 
 /* One query of one head: scores, probabilities, output, and all it sends back. */
 static void one_query(const problem *p, numbers_of *x, const int64_t *span, int64_t t, int64_t h) {
-  int64_t at = (span[0] + t) * p->heads + h, g = h * p->kv / p->heads, hi = span[3] + t + 1;
+  int64_t step = stride_of(p), at = (span[0] + t * step) * p->heads + h, g = h * p->kv / p->heads,
+          hi = span[3] + t + 1;
   int64_t lo = p->o.window && hi > p->o.window ? hi - p->o.window : 0;
   bool sigmoid = p->o.kind == WF_ATTEND_SIGMOID;
   double *score = doubles(hi), *tanh_of = doubles(hi), *prob = doubles(hi), *dprob = doubles(hi);
   const double *q = x->in[Q] + at * p->k;
   double max = p->sink ? x->in[Z][h] : -INFINITY, sum = 0, delta = 0;
   for (int64_t j = lo; j < hi; j++) {
-    const double *k = x->in[K] + ((span[2] + j) * p->kv + g) * p->k;
+    const double *k = x->in[K] + ((span[2] + j * step) * p->kv + g) * p->k;
     for (int64_t c = 0; c < p->k; c++) score[j] += p->o.scale * q[c] * k[c];
     if (p->o.softcap > 0) {
       tanh_of[j] = tanh(score[j] / p->o.softcap);
       score[j] = p->o.softcap * tanh_of[j];
     }
-    if (p->terms) score[j] += x->in[A][at] - x->in[B][(span[2] + j) * p->heads + h];
+    if (p->terms) score[j] += x->in[A][at] - x->in[B][(span[2] + j * step) * p->heads + h];
     max = fmax(max, score[j]);
   }
   for (int64_t j = lo; j < hi; j++) sum += exp(score[j] - max);
   if (p->sink) sum += exp(x->in[Z][h] - max);
   x->lse[at] = sigmoid ? 0 : max + log(sum);
   for (int64_t j = lo; j < hi; j++) {
-    const double *v = x->in[V] + ((span[2] + j) * p->kv + g) * p->v, *d = x->dout + at * p->v;
+    const double *v = x->in[V] + ((span[2] + j * step) * p->kv + g) * p->v, *d = x->dout + at * p->v;
     prob[j] = sigmoid ? 1 / (1 + exp(log((double)p->o.len_bias) - score[j])) : exp(score[j] - max) / sum;
     for (int64_t c = 0; c < p->v; c++) {
       x->o[at * p->v + c] += prob[j] * v[c];
       dprob[j] += d[c] * v[c];
-      x->grad[V][((span[2] + j) * p->kv + g) * p->v + c] += prob[j] * d[c];
+      x->grad[V][((span[2] + j * step) * p->kv + g) * p->v + c] += prob[j] * d[c];
     }
   }
   for (int64_t c = 0; c < p->v; c++) delta += x->o[at * p->v + c] * x->dout[at * p->v + c];
+  if (!sigmoid) delta -= x->dlse[at];
   if (p->sink) x->grad[Z][h] -= exp(x->in[Z][h] - x->lse[at]) * delta;
   for (int64_t j = lo; j < hi; j++) {
-    int64_t key = (span[2] + j) * p->kv + g;
+    int64_t key = (span[2] + j * step) * p->kv + g;
     double ds = sigmoid ? prob[j] * (1 - prob[j]) * dprob[j] : prob[j] * (dprob[j] - delta);
     if (p->terms) {
       x->grad[A][at] += ds;
-      x->grad[B][(span[2] + j) * p->heads + h] -= ds;
+      x->grad[B][(span[2] + j * step) * p->heads + h] -= ds;
     }
     if (p->o.softcap > 0) ds *= 1 - tanh_of[j] * tanh_of[j];
     for (int64_t c = 0; c < p->k; c++) {
@@ -95,24 +102,27 @@ static void one_query(const problem *p, numbers_of *x, const int64_t *span, int6
   free(score), free(tanh_of), free(prob), free(dprob);
 }
 
-static numbers_of expected(const problem *p) {
-  numbers_of x = make(p);
+static void fill(const problem *p, numbers_of *x) {
   for (int64_t r = 0; r < p->rows; r++)
     for (int64_t t = 0; t < p->span[r][1]; t++)
-      for (int64_t h = 0; h < p->heads; h++) one_query(p, &x, p->span[r], t, h);
+      for (int64_t h = 0; h < p->heads; h++) one_query(p, x, p->span[r], t, h);
+}
+static numbers_of expected(const problem *p) {
+  numbers_of x = make(p);
+  fill(p, &x);
   return x;
 }
 
 /* ---- the op ---- */
 
 typedef struct tensors {
-  wf_tensor *in[7], *out[2], *dout, *grad[6];
+  wf_tensor *in[7], *out[2], *dout[2], *grad[6];
 } tensors;
 
 static const int input_of[INPUTS] = {0, 1, 2, 4, 5, 6};
 
 static tensors run(const problem *p, const numbers_of *x, wf_dtype dtype) {
-  tensors t = {.dout = NULL};
+  tensors t = {.dout = {NULL}};
   t.in[0] = tensor(dtype, WF_SHAPE(p->n, p->heads, p->k), x->in[Q]);
   t.in[1] = tensor(dtype, WF_SHAPE(p->m, p->kv, p->k), x->in[K]);
   t.in[2] = tensor(dtype, WF_SHAPE(p->m, p->kv, p->v), x->in[V]);
@@ -122,7 +132,8 @@ static tensors run(const problem *p, const numbers_of *x, wf_dtype dtype) {
   t.in[6] = tensor(dtype, WF_SHAPE(p->heads), x->in[Z]);
   wf_op_apply(ctx, &wf_op_attend, 7, t.in, &p->o, t.out);
   ok(wf_ctx_check(ctx));
-  t.dout = tensor(dtype, WF_SHAPE(p->n, p->heads, p->v), x->dout);
+  t.dout[0] = tensor(dtype, WF_SHAPE(p->n, p->heads, p->v), x->dout);
+  t.dout[1] = tensor(dtype, WF_SHAPE(p->n, p->heads), x->dlse);
   return t;
 }
 
@@ -138,8 +149,7 @@ static void backward(const problem *p, tensors *t, bool add) {
     }
     din[input_of[i]] = t->grad[i];
   }
-  wf_vjp g = {ctx, &wf_op_attend, &p->o, 7, 2, t->in, t->out, (wf_tensor *[]){t->dout, NULL},
-              din, add ? 0x77 : 0};
+  wf_vjp g = {ctx, &wf_op_attend, &p->o, 7, 2, t->in, t->out, t->dout, din, add ? 0x77 : 0};
   ok(wf_op_attend.vjp(&g));
 }
 
@@ -262,6 +272,48 @@ START_TEST(test_rows) {
 }
 END_TEST
 
+/* Rows whose tokens stand apart: interleaved ones, some with keys before them, two that share keys. */
+START_TEST(test_strides) {
+  open_cpu();
+  for (int64_t window = 0; window < 40; window += 20) {
+    check((problem){3,
+                    {{0, 40, 0, 0}, {1, 40, 1, 0}, {2, 40, 2, 0}},
+                    120,
+                    120,
+                    2,
+                    1,
+                    9,
+                    6,
+                    {.scale = 0.3, .stride = 3, .window = window},
+                    true,
+                    true});
+    check((problem){4,
+                    {{0, 70, 3, 0}, {1, 70, 4, 30}, {140, 2, 201, 5}, {141, 1, 204, 69}},
+                    143,
+                    400,
+                    2,
+                    2,
+                    5,
+                    7,
+                    {.scale = 0.3, .stride = 2, .window = window},
+                    true,
+                    false});
+    check((problem){2,
+                    {{0, 2, 5, 30}, {3, 2, 21, 0}},
+                    11,
+                    330,
+                    2,
+                    1,
+                    5,
+                    7,
+                    {.scale = 0.3, .stride = 7, .window = window, .kind = WF_ATTEND_SIGMOID, .len_bias = 9},
+                    true,
+                    false});
+  }
+  close_cpu();
+}
+END_TEST
+
 /* The same numbers, to rounding, from any number of threads: parts of rows, stretches of keys. */
 START_TEST(test_threads) {
   open_cpu();
@@ -335,11 +387,11 @@ START_TEST(test_cuts) {
       part.span[0][1] = n;
       part.span[0][3] = from;
       numbers_of y = x;
-      y.in[Q] += from * 24, y.in[A] += from * 4, y.dout += from * 20;
+      y.in[Q] += from * 24, y.in[A] += from * 4, y.dout += from * 20, y.dlse += from * 4;
       tensors t = run(&part, &y, WF_F64);
       wf_tensor *din[7] = {NULL};
       din[1] = dk;
-      wf_vjp g = {ctx, &wf_op_attend, &part.o, 7, 2, t.in, t.out, (wf_tensor *[]){t.dout, NULL}, din, 2};
+      wf_vjp g = {ctx, &wf_op_attend, &part.o, 7, 2, t.in, t.out, t.dout, din, 2};
       ok(wf_op_attend.vjp(&g));
       double *o = values(t.out[0]);
       near("o", n * 20, o, x.o + from * 20, 1e-12, 0);
@@ -368,7 +420,9 @@ START_TEST(test_cache) {
   open_cpu();
   enum { T = 20, CUT = 13, CAP = 24, H = 2, D = 4 };
   problem whole = {1, {{0, T, 0, 0}}, T, T, H, H, D, D, {.scale = 0.5}, false, false};
-  numbers_of x = expected(&whole);
+  numbers_of x = make(&whole);
+  memset(x.dlse, 0, T * H * sizeof *x.dlse); /* of the output alone */
+  fill(&whole, &x);
   wf_scope s = wf_scope_open(ctx);
   wf_tensor *cache[2], *twin[2], *grad[2][2];
   wf_leaf cached[2] = {{.grad = NULL}}, leaf[2][2] = {{{.grad = NULL}}};
@@ -453,6 +507,10 @@ START_TEST(test_errors) {
     ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
   }
   wf_tensor *span = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(1, 4), p.span);
+  p.o.stride = 2; /* 3 queries 2 apart need 5 tokens */
+  ck_assert(wf_is_poison(wf_attend(ctx, q, k, k, span, NULL, NULL, NULL, &p.o)));
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
+  p.o.stride = 0;
   wf_attend(ctx, q, three, three, span, NULL, NULL, NULL, &p.o); /* 3 key heads for 2 */
   ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
   wf_attend(ctx, q, k, k, span, wf_zeros(ctx, "test", WF_F32, WF_SHAPE(3, 2)), NULL, NULL, &p.o);
@@ -476,6 +534,7 @@ static Suite *attend_suite(void) {
   tcase_add_test(t, test_long);
   tcase_add_test(t, test_running_sums);
   tcase_add_test(t, test_rows);
+  tcase_add_test(t, test_strides);
   tcase_add_test(t, test_threads);
   tcase_add_test(t, test_repeats_bitwise);
   tcase_add_test(t, test_causal_bitwise);
