@@ -15,6 +15,16 @@ double wf_config_norm_eps(const wf_config *c) {
   return c->model.norm == WF_NORM_LAYER ? 1e-5 : 1e-6;
 }
 
+/* What is carried from batch to batch must not grow: documents may be of any length. */
+static wf_status check_carried(const wf_config *c, const char *type, const wf_state_spec *state) {
+  for (int i = 0; i < state->n && c->train.carry_state; i++)
+    if (state->slot[i].grows)
+      return wf_hint(
+          WF_FAIL(WF_EINVAL, "train.carry_state: the state of this %s grows with the document", type),
+          "give it a window, as in window: 256; or train long sequences exactly, with train.stream");
+  return WF_OK;
+}
+
 /* Let the layer declare into parameters and states that are thrown away. */
 static wf_status try_layer(const wf_config *c, wf_layer_kind kind, const wf_config_part *part) {
   const wf_layer_type *type = type_of(kind, part);
@@ -30,7 +40,8 @@ static wf_status try_layer(const wf_config *c, wf_layer_kind kind, const wf_conf
                 .out_std = c->model.init_std,
                 .norm_eps = wf_config_norm_eps(c)};
   void *self = NULL;
-  const wf_status s = type->init(&b, part->options, &self);
+  wf_status s = type->init(&b, part->options, &self);
+  if (s == WF_OK) s = check_carried(c, type->name, &state);
   wf_free(self); /* set, or not, before a failure */
   wf_params_free(&params);
   wf_state_spec_free(&state);

@@ -5,8 +5,8 @@
 
 #include <math.h>
 
-static wf_status run(wf_model *m, const wf_config *cfg, wf_loader *loader, int64_t batches, double *sum,
-                     int64_t *labels) {
+static wf_status run(wf_model *m, const wf_config *cfg, wf_loader *loader, wf_state *carried, int64_t batches,
+                     double *sum, int64_t *labels) {
   *sum = 0;
   *labels = 0;
   for (int64_t k = 0; batches == WF_AUTO_I64 || k < batches; k++) {
@@ -14,7 +14,7 @@ static wf_status run(wf_model *m, const wf_config *cfg, wf_loader *loader, int64
     WF_TRY(wf_loader_next(loader, &b));
     if (!b) break;
     wf_tokens t = {b->n_rows, b->n_lanes, b->n_tokens, b->rows, b->inputs, b->labels};
-    wf_step step = {.stream = cfg->train.stream};
+    wf_step step = {.stream = cfg->train.stream, .state = carried};
     double part;
     WF_TRY(wf_step_loss(m, &step, &t, &part, NULL));
     *sum += part;
@@ -27,15 +27,24 @@ wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_store *store, 
                       wf_evaluation *out) {
   const wf_split *info;
   WF_TRY(wf_store_split(store, split, &info));
-  wf_stream_options so = {.seq_len = cfg->data.seq_len, .pack = cfg->data.pack};
+  int64_t batch = cfg->train.batch_tokens / cfg->data.seq_len / cfg->train.accumulation;
+  if (batch > info->tokens) batch = info->tokens;
+  if (batch < 1) batch = 1;
+  wf_stream_options so = {
+      .seq_len = cfg->data.seq_len, .pack = cfg->data.pack, .carry = cfg->train.carry_state, .lanes = batch};
   wf_sequences *source;
   WF_TRY(wf_sequences_store(store, split, &so, &source));
-  int64_t batch = cfg->train.batch_tokens / cfg->data.seq_len / cfg->train.accumulation;
-  wf_loader_options lo = {.batch = batch < 1 ? 1 : batch, .once = true, .ahead = 1};
+  wf_loader_options lo = {.batch = batch, .once = true, .ahead = 1};
   wf_loader *loader;
   WF_TRY(wf_loader_open(source, &lo, &loader));
   double sum;
-  wf_status s = run(m, cfg, loader, batches, &sum, &out->tokens);
+  wf_state *carried = NULL;
+  wf_status s = WF_OK;
+  if (so.carry)
+    s = wf_state_create(wf_model_ctx(m), wf_model_state_spec(m), wf_model_dtype(m), batch, 0, false,
+                        &carried);
+  if (s == WF_OK) s = run(m, cfg, loader, carried, batches, &sum, &out->tokens);
+  wf_state_free(carried);
   wf_loader_close(loader);
   WF_TRY(s);
   if (out->tokens == 0) return WF_FAIL(WF_EINVAL, "the split '%s' has no token to predict", info->name);

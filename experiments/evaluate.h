@@ -17,8 +17,8 @@ typedef struct wf_evaluation {
   int64_t tokens;       /* that had a label */
 } wf_evaluation;
 
-/* Over the first `batches` batches of the split (auto: all of it) in its fixed order, as cfg->data cuts it.
- */
+/* Over the first `batches` batches of the split (auto: all of it) in its fixed order, as cfg->data cuts it;
+ * with train.carry_state documents go on from batch to batch here too. */
 wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_store *store, int split, int64_t batches,
                       wf_evaluation *out);
 

@@ -110,14 +110,10 @@ static int64_t sequences(const run *r) { /* in a micro-batch */
   return r->cfg->train.batch_tokens / r->cfg->data.seq_len / r->cfg->train.accumulation;
 }
 
+/* Its slots are of fixed size: wf_config_check_layers has refused others. */
 static wf_status open_carried(run *r) {
-  const wf_state_spec *spec = wf_model_state_spec(r->model);
-  for (int i = 0; i < spec->n; i++)
-    if (spec->slot[i].grows)
-      return wf_hint(
-          WF_FAIL(WF_EINVAL, "train.carry_state: the state of %s grows without end", spec->slot[i].name),
-          "give that attention a window, or use train.stream for exact gradients");
-  return wf_state_create(r->c, spec, wf_model_dtype(r->model), sequences(r), 0, true, &r->carried);
+  return wf_state_create(r->c, wf_model_state_spec(r->model), wf_model_dtype(r->model), sequences(r), 0, true,
+                         &r->carried);
 }
 
 static wf_status open_model(run *r) {
@@ -299,6 +295,7 @@ static wf_status one_step(run *r, step_result *out) {
       wf_schedule_factor(wf_schedule_find(t->schedule.type), t->schedule.options, t->steps, r->snap.step);
   out->lr = factor * wf_optimizer_lr(r->optimizer);
   WF_TRY(wf_optimizer_step(r->optimizer, factor, out->grad.scale));
+  if (r->carried && !isfinite(loss)) WF_TRY(wf_state_reset(r->carried)); /* what is not finite would stay */
   if (!isfinite(out->grad.scale))
     WF_TRY(bad_step(r, out));
   else if (r->ema)

@@ -83,10 +83,8 @@ wf_status wf_state_advance(wf_state *s, const wf_rows *rows) {
     s->out[i] = NULL;
   }
   for (int64_t r = 0; r < rows->n; r++)
-    if (rows->row[r].flags & WF_ROW_LEAVES) {
-      int64_t end = rows->row[r].place + rows->row[r].len, *at = &s->position[rows->row[r].lane];
-      if (end > *at) *at = end; /* a replay goes over the same places again */
-    }
+    if (rows->row[r].flags & WF_ROW_LEAVES)
+      s->position[rows->row[r].lane] = rows->row[r].place + rows->row[r].len;
   return WF_OK;
 }
 
@@ -107,21 +105,26 @@ wf_status wf_state_reset(wf_state *s) {
   return WF_OK;
 }
 
-wf_status wf_state_mark(const wf_state *s, wf_tensor ***mark) {
-  WF_CALLOC(*mark, "state", s->spec->n + 1);
-  for (int i = 0; i < s->spec->n; i++) (*mark)[i] = wf_keep(s->in[i]);
+wf_status wf_state_mark_take(const wf_state *s, wf_state_mark *mark) {
+  *mark = (wf_state_mark){0};
+  WF_CALLOC(mark->in, "state", s->spec->n + 1);
+  for (int i = 0; i < s->spec->n; i++) mark->in[i] = wf_keep(s->in[i]);
+  WF_ALLOC(mark->position, "state", (size_t)s->lanes * sizeof *mark->position + 1);
+  memcpy(mark->position, s->position, (size_t)s->lanes * sizeof *mark->position);
   return WF_OK;
 }
 
-void wf_state_return(wf_state *s, wf_tensor **mark) {
+void wf_state_mark_return(wf_state *s, const wf_state_mark *mark) {
   for (int i = 0; i < s->spec->n; i++) {
     wf_drop(s->in[i]);
-    s->in[i] = wf_keep(mark[i]);
+    s->in[i] = wf_keep(mark->in[i]);
   }
+  memcpy(s->position, mark->position, (size_t)s->lanes * sizeof *mark->position);
 }
 
-void wf_state_drop_mark(const wf_state *s, wf_tensor **mark) {
-  if (!mark) return;
-  for (int i = 0; i < s->spec->n; i++) wf_drop(mark[i]);
-  wf_free(mark);
+void wf_state_mark_drop(const wf_state *s, wf_state_mark *mark) {
+  for (int i = 0; mark->in && i < s->spec->n; i++) wf_drop(mark->in[i]);
+  wf_free(mark->in);
+  wf_free(mark->position);
+  *mark = (wf_state_mark){0};
 }

@@ -39,7 +39,7 @@ typedef struct wf_state {
   wf_tensor **in;    /* [n] held */
   wf_tensor **out;   /* [n] of the current scope, set by forward; NULL where not; unused for growing slots */
   wf_leaf *twin;     /* [n] growing slots when differentiable: leaf.grad is the twin */
-  int64_t *position; /* [lanes] tokens seen */
+  int64_t *position; /* [lanes] tokens of the lane's sequence so far, up to the last that left state */
 } wf_state;
 
 static inline wf_tensor *wf_state_in(const wf_state *s, int slot) {
@@ -68,11 +68,16 @@ void wf_state_free(wf_state *s);
 wf_status wf_state_advance(wf_state *s, const wf_rows *rows);
 wf_status wf_state_reset(wf_state *s); /* zero, positions 0 */
 
-/* The entering tensors alone, to come back to: an array of n references. Growing slots need none: replay
- * rewrites the same bytes. */
-wf_status wf_state_mark(const wf_state *s, wf_tensor ***mark);
-void wf_state_return(wf_state *s, wf_tensor **mark);
-void wf_state_drop_mark(const wf_state *s, wf_tensor **mark);
+/* The entering tensors and the positions, to come back to. Growing slots need no copy: replay rewrites the
+ * same bytes. */
+typedef struct wf_state_mark {
+  wf_tensor **in; /* [n] references; NULL: no mark */
+  int64_t *position;
+} wf_state_mark;
+
+wf_status wf_state_mark_take(const wf_state *s, wf_state_mark *mark);
+void wf_state_mark_return(wf_state *s, const wf_state_mark *mark);
+void wf_state_mark_drop(const wf_state *s, wf_state_mark *mark);
 
 #ifdef __cplusplus
 }

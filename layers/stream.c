@@ -171,8 +171,8 @@ static wf_status zero_twins(wf_state *state) {
 typedef struct streamed {
   int64_t n;
   wf_tokens *piece;    /* [n] */
-  wf_tensor ***mark;   /* [n] the state entering each piece */
-  wf_tensor **end;     /* the state after the last one, where the next batch goes on */
+  wf_state_mark *mark; /* [n] the state entering each piece */
+  wf_state_mark end;   /* after the last one, where the next batch goes on */
   wf_tensor **d_state; /* [slots] */
   wf_state *state;
 } streamed;
@@ -180,9 +180,9 @@ typedef struct streamed {
 static void free_streamed(streamed *x, bool own_state) {
   for (int64_t k = 0; k < x->n; k++) {
     if (x->piece) wf_tokens_free(&x->piece[k]);
-    if (x->mark && x->mark[k]) wf_state_drop_mark(x->state, x->mark[k]);
+    if (x->mark && x->state) wf_state_mark_drop(x->state, &x->mark[k]);
   }
-  if (x->state) wf_state_drop_mark(x->state, x->end);
+  if (x->state) wf_state_mark_drop(x->state, &x->end);
   for (int i = 0; x->state && x->d_state && i < x->state->spec->n; i++) wf_drop(x->d_state[i]);
   if (own_state) wf_state_free(x->state);
   wf_free(x->piece);
@@ -193,7 +193,7 @@ static void free_streamed(streamed *x, bool own_state) {
 static wf_status forward_pieces(wf_model *m, const wf_step *s, const wf_tokens *t, streamed *x) {
   for (int64_t k = 0; k < x->n; k++) {
     WF_TRY(wf_tokens_cut(t, k * s->stream, (k + 1) * s->stream, &x->piece[k]));
-    WF_TRY(wf_state_mark(x->state, &x->mark[k]));
+    WF_TRY(wf_state_mark_take(x->state, &x->mark[k]));
     if (k + 1 < x->n) WF_TRY(pass(m, s, &x->piece[k], x->state, NULL, NULL));
   }
   return WF_OK;
@@ -203,12 +203,12 @@ static wf_status backward_pieces(wf_model *m, const wf_step *s, streamed *x, dou
                                  double *loss) {
   for (int64_t k = x->n - 1; k >= 0; k--) {
     double part;
-    wf_state_return(x->state, x->mark[k]);
+    wf_state_mark_return(x->state, &x->mark[k]);
     WF_TRY(differentiate(m, s, &x->piece[k], x->state, x->d_state, scale, last && k == 0, &part));
     *loss += part;
-    if (k == x->n - 1) WF_TRY(wf_state_mark(x->state, &x->end));
+    if (k == x->n - 1) WF_TRY(wf_state_mark_take(x->state, &x->end));
   }
-  wf_state_return(x->state, x->end);
+  wf_state_mark_return(x->state, &x->end);
   return WF_OK;
 }
 

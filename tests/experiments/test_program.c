@@ -15,36 +15,7 @@
 #include "core/file.h"
 #include "core/memory.h"
 #include "tests/check_main.h"
-#include "tests/temp_dir.h"
-
-static char output[60000];
-
-/* Run a shell's line in the temporary folder, where `weft` is the program; output and errors together in
- * `output`. Returns the exit code. */
-static int shell(const char *commands) {
-  char line[3000];
-  snprintf(line, sizeof line, "cd %s || exit 9\nweft() { %s \"$@\"; }\n{ %s\n} 2>&1",
-           *temp_dir ? temp_dir : "/", WEFT_PROGRAM, commands);
-  FILE *pipe = popen(line, "r");
-  ck_assert_ptr_nonnull(pipe);
-  const size_t n = fread(output, 1, sizeof output - 1, pipe);
-  output[n] = '\0';
-  const int status = pclose(pipe);
-  ck_assert_msg(WIFEXITED(status), "%s", output);
-  return WEXITSTATUS(status);
-}
-
-static void run(const char *commands) {
-  ck_assert_msg(shell(commands) == 0, "%s: %s", commands, output);
-}
-
-/* `weft ARGUMENTS` exits with `code` and says `text`. */
-static void expect(const char *arguments, int code, const char *text) {
-  char line[2000];
-  snprintf(line, sizeof line, "weft %s", arguments);
-  ck_assert_msg(shell(line) == code, "%s: %s", arguments, output);
-  ck_assert_msg(strstr(output, text), "%s: %s", arguments, output);
-}
+#include "tests/experiments/run_weft.h"
 
 static bool there(const char *name) {
   return wf_file_exists(temp_path(name));

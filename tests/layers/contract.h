@@ -46,8 +46,9 @@ void wf_trial_free(wf_trial *x);
 void wf_trial_gradient(wf_trial *x, int64_t stream, double *grad, double *loss);
 
 /* The same by `n` virtual ranks, each with a part of every sequence that ends at cuts[i] (cuts[n-1] beyond
- * the end): all ranks run forward, in order, each keeping its tape; then all run backward from the last. */
-void wf_trial_simulate(wf_trial *x, int n, const int64_t *cuts, double *grad, double *loss);
+ * the end): all ranks run forward, in order, each keeping its tape; then all run backward from the last.
+ * `cut`: no gradient of a state goes from rank to rank. */
+void wf_trial_simulate(wf_trial *x, int n, const int64_t *cuts, bool cut, double *grad, double *loss);
 
 /* Logits [tokens, vocab] of the whole batch, and of the batch token by token through the state. */
 void wf_trial_logits(wf_trial *x, double *logits);
