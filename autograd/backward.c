@@ -76,6 +76,15 @@ static void mark(wf_var *v) {
   if (v->leaf) v->leaf->written = true;
 }
 
+/* `a` becomes the gradient of v without a copy: a view of its own, so that the storage counts who holds it.
+ */
+static wf_status share(wf_tape *t, wf_var *v, wf_tensor *a) {
+  wf_tensor *view = wf_view_raw(a, a->ndim, a->shape, a->stride, 0);
+  if (wf_is_poison(view)) return wf_ctx_check(t->ctx);
+  v->grad = wf_keep(view);
+  return WF_OK;
+}
+
 /* Try to take the gradient of input i as a view of dout. */
 static wf_status try_alias(wf_tape *t, const wf_vjp *g, int i, wf_var *v, bool *done) {
   *done = false;
@@ -84,7 +93,7 @@ static wf_status try_alias(wf_tape *t, const wf_vjp *g, int i, wf_var *v, bool *
   if (wf_is_poison(a)) return wf_ctx_check(t->ctx);
   if (!wf_same_shape(a, g->in[i])) return WF_OK; /* broadcast: needs a reduction */
   if (!v->leaf && !v->grad && !joined_maker(t, v) && wf_same_shape(a, v->meta)) {
-    v->grad = wf_keep(a);
+    WF_TRY(share(t, v, a));
   } else {
     target to = {0};
     WF_TRY(place(t, v, g->in[i], &to));
@@ -174,7 +183,7 @@ static wf_status seed(wf_tape *t, wf_tensor *root, wf_tensor *cot) {
   if (!cot) cot = wf_affine(c, wf_zeros(c, "gradient", root->dtype, root->ndim, root->shape), 1, 1);
   if (wf_is_poison(cot)) return wf_ctx_check(c);
   if (!v->leaf && !v->grad && !joined_maker(t, v) && wf_same_shape(cot, v->meta)) {
-    v->grad = wf_keep(cot);
+    WF_TRY(share(t, v, cot));
   } else {
     target to = {0};
     WF_TRY(place(t, v, root, &to));

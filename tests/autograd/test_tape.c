@@ -58,6 +58,16 @@ static wf_status layered(wf_ctx *ctx, const void *arg, int n_in, wf_tensor *cons
   return WF_OK;
 }
 
+/* p and q share the gradient of their sum; p gets another one before q's is read. */
+static wf_status shared(wf_ctx *ctx, const void *arg, int n_in, wf_tensor *const *in, int n_out,
+                        wf_tensor **out) {
+  (void)arg, (void)n_in, (void)n_out;
+  wf_tensor *p = wf_exp(ctx, in[0]), *q = wf_exp(ctx, in[1]);
+  out[0] = wf_mul(ctx, p, p);
+  out[1] = wf_add(ctx, p, q);
+  return WF_OK;
+}
+
 START_TEST(gradients_match_differences) {
   wf_scope s = wf_scope_open(c);
   wf_tensor *x = numbers(WF_SHAPE(3, 4), 1), *row = numbers(WF_SHAPE(4), 2),
@@ -65,8 +75,30 @@ START_TEST(gradients_match_differences) {
   ck_assert_msg(wf_gradcheck(c, reused, NULL, 1, &x, 1, NULL) == WF_OK, "%s", wf_error_message());
   wf_tensor *b[] = {x, row, col};
   ck_assert_msg(wf_gradcheck(c, broadcasting, NULL, 3, b, 1, NULL) == WF_OK, "%s", wf_error_message());
+  wf_tensor *p[] = {x, numbers(WF_SHAPE(3, 4), 6)};
+  ck_assert_msg(wf_gradcheck(c, shared, NULL, 2, p, 2, NULL) == WF_OK, "%s", wf_error_message());
   wf_tensor *l[] = {x, numbers(WF_SHAPE(5, 4), 4), numbers(WF_SHAPE(5, 4), 5)};
   ck_assert_msg(wf_gradcheck(c, layered, NULL, 3, l, 2, NULL) == WF_OK, "%s", wf_error_message());
+  wf_scope_close(c, s);
+}
+END_TEST
+
+/* A cotangent is the caller's: a root that another gradient reaches leaves it as it was. */
+START_TEST(cotangents_stay) {
+  wf_scope s = wf_scope_open(c);
+  wf_tensor *x = numbers(WF_SHAPE(3, 4), 1), *cot = numbers(WF_SHAPE(3, 4), 2);
+  double before[12], after[12];
+  ck_assert(wf_to_host(cot, before) == WF_OK);
+  wf_leaf leaf = {.grad = wf_zeros(c, "test", WF_F64, WF_SHAPE(3, 4))};
+  wf_tape *t;
+  ck_assert(wf_tape_create(c, &t) == WF_OK && wf_tape_watch(t, x, &leaf) == WF_OK);
+  wf_tape_record(t);
+  wf_tensor *y = wf_exp(c, x), *roots[] = {y, wf_square(c, y)}, *cots[] = {cot, cot};
+  wf_tape_pause(t);
+  ck_assert(wf_backward(t, 2, roots, cots) == WF_OK);
+  wf_tape_free(t);
+  ck_assert(wf_to_host(cot, after) == WF_OK);
+  ck_assert(memcmp(before, after, sizeof before) == 0);
   wf_scope_close(c, s);
 }
 END_TEST
@@ -312,6 +344,7 @@ static Suite *suite(void) {
   TCase *t = tcase_create("tape");
   tcase_add_checked_fixture(t, setup, teardown);
   tcase_add_test(t, gradients_match_differences);
+  tcase_add_test(t, cotangents_stay);
   tcase_add_test(t, gradcheck_sees_errors);
   tcase_add_test(t, leaves_accumulate_and_become_final_once);
   tcase_add_test(t, an_unconsumed_tape_gives_its_uses_back);
