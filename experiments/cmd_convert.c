@@ -1,4 +1,4 @@
-/* weft convert: to and from the layouts of Hugging Face's GPT-2 and Llama. */
+/* weft convert: to and from the layouts of the reference implementations. */
 #include <stdio.h>
 
 #include "core/file.h"
@@ -38,7 +38,7 @@ static wf_status run(const wf_args *a) {
 
 const wf_command wf_cmd_convert = {
     .name = "convert",
-    .help = "to and from Hugging Face's GPT-2 and Llama",
+    .help = "to and from the layouts of reference implementations",
     .usage = "IN OUT",
     .more = "IN a folder with config.json and safetensors (or the file itself): OUT becomes a checkpoint.\n"
             "IN a checkpoint, a run's folder or a run's name: OUT becomes such a folder, in float32.\n",

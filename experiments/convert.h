@@ -1,10 +1,8 @@
-/* convert: weights and configs in the layouts of Hugging Face's GPT-2 and Llama.
+/* convert: weights and configs in the layouts of the reference implementations.
  *
- * A family is one table of name patterns that says which tensors of theirs are which of ours, and two lists
- * that say which configs it can express. Reading and writing both go over the same table.
- *
- * - gpt2 (GPT2LMHeadModel): layer norm, learned positions, biases, GELU, weights (in, out), q k v in one
- * - llama (LlamaForCausalLM): RMS norm, rotary positions on half-split channels, grouped queries, SwiGLU
+ * A family is a table of name patterns, which tensors of theirs are which of ours, a table of the keys of its
+ * config.json, and what a config must have that it can express. Reading and writing go over the same tables.
+ * The families stand in convert_*.c; one more is a file of tables and a line in convert_families.c.
  */
 #ifndef WF_EXPERIMENTS_CONVERT_H
 #define WF_EXPERIMENTS_CONVERT_H
@@ -27,9 +25,10 @@ wf_status wf_family_of(const wf_config *cfg, const wf_family **out);
 
 /* ---- weights ---- */
 
-/* Fill every parameter from the tensor that the family's table names, `prefix` put before its name (""). F16,
- * BF16 and F64 are converted. Names may lack the family's own prefix ("transformer."). Errors name the first
- * tensor that is missing or of another shape. */
+/* Fill every parameter from the tensor that the family's table names, `prefix` put before its name: "", or,
+ * for a file's gradients, another; they are not shifted as some weights are. F16, BF16 and F64 are converted.
+ * Names may lack the family's own prefix ("transformer."). Errors name the first tensor that is missing or of
+ * another shape. */
 wf_status wf_family_read(const wf_family *f, const wf_safetensors *st, const char *prefix, wf_params *params);
 
 /* WF_EFORMAT naming a tensor of `st` that belongs to no parameter; masks and the copy of a tied head are no

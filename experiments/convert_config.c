@@ -1,170 +1,232 @@
-/* config.json to a Weft config and back. */
-#include <jansson.h>
+/* config.json to a Weft config and back, through a family's table of keys. */
+#include "experiments/convert_impl.h"
+
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/memory.h"
-#include "experiments/convert_impl.h"
-#include "experiments/text.h"
 
 enum { SEQ_LEN = 1024 }; /* at most, of the config made for an imported model */
 
-/* ---- reading: keys with defaults, as transformers fills them in ---- */
+const char WF_KEEP[] = "";
 
-/* A value that is there and not null, else NULL. */
-static const json_t *value_of(const json_t *o, const char *key) {
-  const json_t *v = json_object_get(o, key);
-  return json_is_null(v) ? NULL : v;
+/* ---- values by our names ---- */
+
+wf_status wf_values_set(wf_family_values *v, const char *ours, const char *fmt, ...) {
+  int i = 0, n;
+  while (i < v->n && strcmp(v->item[i].ours, ours) != 0) i++;
+  if (i == (int)(sizeof v->item / sizeof *v->item)) return WF_FAIL(WF_EINTERNAL, "too many keys");
+  va_list args;
+  va_start(args, fmt);
+  n = vsnprintf(v->item[i].text, sizeof v->item[i].text, fmt, args);
+  va_end(args);
+  v->item[i].ours = ours;
+  if (i == v->n) v->n++;
+  return n < (int)sizeof v->item[i].text ? WF_OK
+                                         : WF_FAIL(WF_EFORMAT, "%.60s... is too long", v->item[i].text);
 }
 
-static wf_status get_size(const json_t *o, const char *key, int64_t missing, int64_t *out) {
-  const json_t *v = value_of(o, key);
-  *out = missing;
-  if (!v && missing == 0) return WF_FAIL(WF_EFORMAT, "%s is missing", key);
-  if (!v) return WF_OK;
-  if (!json_is_integer(v) || json_integer_value(v) < 1)
-    return WF_FAIL(WF_EFORMAT, "%s is not a positive integer", key);
-  *out = json_integer_value(v);
+const char *wf_values_get(const wf_family_values *v, const char *ours) {
+  for (int i = 0; i < v->n; i++)
+    if (strcmp(v->item[i].ours, ours) == 0) return v->item[i].text;
+  return NULL;
+}
+
+/* `path` without `part` and its dot; NULL where it begins with something else. */
+static const char *within(const char *path, const char *part) {
+  size_t n = strlen(part);
+  return strncmp(path, part, n) == 0 && path[n] == '.' ? path + n + 1 : NULL;
+}
+
+/* "mixer", 1 -> "mixer1": the parts of the second kind of block. */
+static const char *part_name(wf_config_kind kind, int block, char out[16]) {
+  snprintf(out, 16, block ? "%s%d" : "%s", wf_config_kind_name(kind), block);
+  return out;
+}
+
+/* The table that describes what stands at `path`, and the name in it. NULL: repeat. */
+static wf_status option_of(const wf_family *f, const char *path, const wf_option **out) {
+  const char *name = within(path, "model");
+  const wf_option *table = NULL;
+  wf_config_type type;
+  char part[16];
+  *out = NULL;
+  if (strcmp(path, "repeat") == 0) return WF_OK;
+  for (const wf_config_section *s = wf_config_sections; name && s->name; s++)
+    if (strcmp(s->name, "model") == 0) table = s->table;
+  for (int i = 0; !name && i < 2 * WF_FAMILY_BLOCKS; i++) {
+    wf_config_kind kind = i % 2 ? WF_CONFIG_MLP : WF_CONFIG_MIXER;
+    const wf_family_block *b = &f->block[i / 2];
+    name = within(path, part_name(kind, i / 2, part));
+    if (name && wf_config_find_type(wf_types, kind, i % 2 ? b->mlp : b->mixer, &type)) table = type.options;
+  }
+  *out = name && table ? wf_options_find(table, name) : NULL;
+  return *out ? WF_OK : WF_FAIL(WF_EINTERNAL, "%s: this build has no %s", f->title, path);
+}
+
+/* ---- reading ---- */
+
+const json_t *wf_json_value(const json_t *o, const char *key) {
+  char head[64];
+  const char *dot = strchr(key, '.');
+  if (!dot) {
+    const json_t *v = json_object_get(o, key);
+    return json_is_null(v) ? NULL : v;
+  }
+  snprintf(head, sizeof head, "%.*s", (int)(dot - key), key);
+  return wf_json_value(json_object_get(o, head), dot + 1);
+}
+
+wf_status wf_json_size(const json_t *o, const char *key, int64_t missing, int64_t *out) {
+  const json_t *v = wf_json_value(o, key);
+  *out = v ? json_integer_value(v) : missing;
+  return !v || (json_is_integer(v) && *out > 0) ? WF_OK
+                                                : WF_FAIL(WF_EFORMAT, "%s is not a positive integer", key);
+}
+
+static wf_status text_of(const char *key, const json_t *v, char out[64]) {
+  int n = 0;
+  if (json_is_integer(v))
+    n = snprintf(out, 64, "%lld", (long long)json_integer_value(v));
+  else if (json_is_real(v))
+    n = snprintf(out, 64, "%.17g", json_real_value(v));
+  else if (json_is_boolean(v))
+    n = snprintf(out, 64, json_is_true(v) ? "true" : "false");
+  else if (json_is_string(v))
+    n = snprintf(out, 64, "%s", json_string_value(v));
+  else
+    return WF_FAIL(WF_EFORMAT, "%s is neither number nor text", key);
+  return n < 64 ? WF_OK : WF_FAIL(WF_EFORMAT, "%s is too long: %.60s", key, out);
+}
+
+static wf_status check_kind(const char *key, const json_t *v, const wf_option *o) {
+  if (!o || o->type == WF_OPT_TYPE_I64)
+    return json_is_integer(v) && json_integer_value(v) > 0
+               ? WF_OK
+               : WF_FAIL(WF_EFORMAT, "%s is not a positive integer", key);
+  if (o->type == WF_OPT_TYPE_F64)
+    return json_is_number(v) ? WF_OK : WF_FAIL(WF_EFORMAT, "%s is not a number", key);
+  if (o->type == WF_OPT_TYPE_BOOL)
+    return json_is_boolean(v) ? WF_OK : WF_FAIL(WF_EFORMAT, "%s is not true or false", key);
   return WF_OK;
 }
 
-static wf_status get_number(const json_t *o, const char *key, double missing, double *out) {
-  const json_t *v = value_of(o, key);
-  *out = v ? json_number_value(v) : missing;
-  return v && !json_is_number(v) ? WF_FAIL(WF_EFORMAT, "%s is not a number", key) : WF_OK;
+static wf_status unsupported(const wf_family_key *k, const char *has) {
+  wf_status s = WF_FAIL(WF_EUNSUPPORTED, "%s is %s, which Weft's layers have not", k->theirs, has);
+  return k->ours ? s : wf_hint(s, "they have only %s", k->missing);
 }
 
-static wf_status get_bool(const json_t *o, const char *key, bool missing, bool *out) {
-  const json_t *v = value_of(o, key);
-  *out = v ? json_is_true(v) : missing;
-  return v && !json_is_boolean(v) ? WF_FAIL(WF_EFORMAT, "%s is not true or false", key) : WF_OK;
+/* Their text in our words. */
+static wf_status translate(const wf_family_key *k, char text[64]) {
+  for (const char *const *w = k->words; *w; w += 2)
+    if (strcmp(w[0], text) == 0) {
+      snprintf(text, 64, "%s", w[1]);
+      return WF_OK;
+    }
+  return unsupported(k, text);
 }
 
-static wf_status get_text(const json_t *o, const char *key, const char *missing, const char **out) {
-  const json_t *v = value_of(o, key);
-  *out = v ? json_string_value(v) : missing;
-  return *out ? WF_OK : WF_FAIL(WF_EFORMAT, "%s is %s", key, v ? "not a text" : "missing");
+/* Equal as text or, both being numbers, as numbers. */
+static bool same(const char *a, const char *b) {
+  char *end_a, *end_b;
+  double x = strtod(a, &end_a), y = strtod(b, &end_b);
+  return strcmp(a, b) == 0 || (*a && *b && !*end_a && !*end_b && x == y);
 }
 
-static wf_status unsupported(const char *key, const char *has, const char *wants) {
-  return WF_FAIL(WF_EUNSUPPORTED, "%s is %s; Weft's layers have %s", key, has, wants);
+static wf_status read_key(const wf_family *f, const wf_family_key *k, const json_t *o,
+                          wf_family_values *out) {
+  const json_t *v = wf_json_value(o, k->theirs);
+  const wf_option *option = NULL;
+  char text[64];
+  if (k->use == WF_KEY_WRITE || (!v && k->missing == WF_KEEP)) return WF_OK;
+  if (!v && !k->missing) return WF_FAIL(WF_EFORMAT, "%s is missing", k->theirs);
+  if (k->ours) WF_TRY(option_of(f, k->ours, &option));
+  if (v && k->ours && !k->words) WF_TRY(check_kind(k->theirs, v, option));
+  if (v)
+    WF_TRY(text_of(k->theirs, v, text));
+  else
+    snprintf(text, sizeof text, "%s", k->missing);
+  if (!k->ours) return same(text, k->missing) ? WF_OK : unsupported(k, text);
+  if (k->words) WF_TRY(translate(k, text));
+  return wf_values_set(out, k->ours, "%s", text);
 }
 
-static wf_status must_be(const json_t *o, const char *key, bool wanted) {
-  bool has;
-  WF_TRY(get_bool(o, key, wanted, &has));
-  return has == wanted ? WF_OK
-                       : unsupported(key, has ? "true" : "false", wanted ? "only true" : "only false");
-}
-
-/* The sections beside the model, for a model that was not trained here. */
-static void add_rest(wf_text *t, int64_t positions) {
-  int64_t seq = positions < SEQ_LEN ? positions : SEQ_LEN;
-  wf_text_add(t, "data: {store: store.h5, seq_len: %lld}\n", (long long)seq);
-  wf_text_add(t, "train: {steps: 1000, batch_tokens: %lld, optimizer: {type: adamw, lr: 1.0e-4}}\n",
-              (long long)(8 * seq));
-}
-
-static const char *yes(bool b) {
-  return b ? "true" : "false";
-}
-
-static wf_status read_gpt2(const json_t *o, wf_text *t) {
-  int64_t d, layers, heads, positions, vocab, width;
-  double eps, dropout;
-  bool tied;
-  const char *act;
-  WF_TRY(get_size(o, "n_embd", 0, &d));
-  WF_TRY(get_size(o, "n_layer", 0, &layers));
-  WF_TRY(get_size(o, "n_head", 0, &heads));
-  WF_TRY(get_size(o, "n_positions", 0, &positions));
-  WF_TRY(get_size(o, "vocab_size", 0, &vocab));
-  WF_TRY(get_size(o, "n_inner", 4 * d, &width));
-  WF_TRY(get_number(o, "layer_norm_epsilon", 1e-5, &eps));
-  WF_TRY(get_number(o, "resid_pdrop", 0, &dropout));
-  WF_TRY(get_bool(o, "tie_word_embeddings", true, &tied));
-  WF_TRY(get_text(o, "activation_function", "gelu_new", &act));
-  WF_TRY(must_be(o, "scale_attn_weights", true));
-  WF_TRY(must_be(o, "scale_attn_by_inverse_layer_idx", false));
-  WF_TRY(must_be(o, "add_cross_attention", false));
-  bool by_tanh = strcmp(act, "gelu_new") == 0 || strcmp(act, "gelu_pytorch_tanh") == 0;
-  if (!by_tanh && strcmp(act, "gelu") != 0) return unsupported("activation_function", act, "GELU here");
-  wf_text_add(t, "model:\n  d_model: %lld\n  vocab: %lld\n  max_positions: %lld\n", (long long)d,
-              (long long)vocab, (long long)positions);
-  wf_text_add(t, "  norm: layernorm\n  norm_eps: %.17g\n  dropout: %.17g\n  tie_embeddings: %s\n", eps,
-              dropout, yes(tied));
-  wf_text_add(t, "  blocks:\n    - repeat: %lld\n", (long long)layers);
-  wf_text_add(t, "      mixer: {type: attention, heads: %lld, position: learned, bias: true}\n",
-              (long long)heads);
-  wf_text_add(t, "      mlp: {type: gelu, width: %lld, bias: true, tanh: %s}\n", (long long)width,
-              yes(by_tanh));
-  add_rest(t, positions);
-  return t->status;
-}
-
-/* The rotary base stands at the top, or in rope_parameters since transformers 5. Stretched positions are
- * refused. */
-static wf_status read_rope(const json_t *o, double *base) {
-  static const char *const places[] = {"rope_scaling", "rope_parameters"};
-  const char *type;
-  double fraction;
-  WF_TRY(get_number(o, "rope_theta", 10000, base));
-  WF_TRY(get_number(o, "partial_rotary_factor", 1, &fraction));
-  for (int i = 0; i < 2; i++) {
-    const json_t *r = value_of(o, places[i]);
-    if (!r) continue;
-    if (!json_is_object(r)) return WF_FAIL(WF_EFORMAT, "%s is not an object", places[i]);
-    WF_TRY(get_text(r, "type", "default", &type));
-    WF_TRY(get_text(r, "rope_type", type, &type));
-    if (strcmp(type, "default") != 0) return unsupported(places[i], type, "plain rotary positions");
-    WF_TRY(get_number(r, "rope_theta", *base, base));
-    WF_TRY(get_number(r, "partial_rotary_factor", fraction, &fraction));
+/* {type: gla, heads: 4}: what the family needs, and what the config.json says. */
+static void add_part(wf_text *t, const wf_family_values *v, wf_config_kind kind, int block, const char *type,
+                     const wf_family_need *needs) {
+  char part[16];
+  wf_text_add(t, "      %s: {type: %s", wf_config_kind_name(kind), type);
+  for (; needs && needs->option; needs++)
+    if (needs->value) wf_text_add(t, ", %s: %s", needs->option, needs->value);
+  for (int i = 0; i < v->n; i++) {
+    const char *name = within(v->item[i].ours, part_name(kind, block, part));
+    if (name) wf_text_add(t, ", %s: %s", name, v->item[i].text);
   }
-  return fraction == 1 ? WF_OK : WF_FAIL(WF_EUNSUPPORTED, "partial_rotary_factor is not 1");
+  wf_text_add(t, "}\n");
 }
 
-static wf_status read_llama(const json_t *o, wf_text *t) {
-  int64_t d, layers, heads, kv, dim, positions, vocab, width;
-  double eps, base;
-  bool tied, attention_bias, mlp_bias;
-  const char *act;
-  WF_TRY(get_size(o, "hidden_size", 0, &d));
-  WF_TRY(get_size(o, "num_hidden_layers", 0, &layers));
-  WF_TRY(get_size(o, "num_attention_heads", 0, &heads));
-  WF_TRY(get_size(o, "num_key_value_heads", heads, &kv));
-  WF_TRY(get_size(o, "head_dim", d / heads > 0 ? d / heads : 1, &dim));
-  WF_TRY(get_size(o, "max_position_embeddings", 2048, &positions));
-  WF_TRY(get_size(o, "vocab_size", 0, &vocab));
-  WF_TRY(get_size(o, "intermediate_size", 0, &width));
-  WF_TRY(get_number(o, "rms_norm_eps", 1e-6, &eps));
-  WF_TRY(get_bool(o, "tie_word_embeddings", false, &tied));
-  WF_TRY(get_bool(o, "attention_bias", false, &attention_bias));
-  WF_TRY(get_bool(o, "mlp_bias", false, &mlp_bias));
-  WF_TRY(get_text(o, "hidden_act", "silu", &act));
-  WF_TRY(read_rope(o, &base));
-  if (strcmp(act, "silu") != 0) return unsupported("hidden_act", act, "SiLU here");
-  wf_text_add(t, "model:\n  d_model: %lld\n  vocab: %lld\n  max_positions: %lld\n", (long long)d,
-              (long long)vocab, (long long)positions);
-  wf_text_add(t, "  norm: rmsnorm\n  norm_eps: %.17g\n  tie_embeddings: %s\n", eps, yes(tied));
-  wf_text_add(t, "  blocks:\n    - repeat: %lld\n", (long long)layers);
-  wf_text_add(t,
-              "      mixer: {type: attention, heads: %lld, kv_heads: %lld, head_dim: %lld, position: rope, "
-              "rope_base: %.17g, bias: %s}\n",
-              (long long)heads, (long long)kv, (long long)dim, base, yes(attention_bias));
-  wf_text_add(t, "      mlp: {type: swiglu, width: %lld, bias: %s}\n", (long long)width, yes(mlp_bias));
-  add_rest(t, positions);
+static int kind_of(const wf_family *f, const json_t *o, int64_t block) {
+  return f->kind ? f->kind(o, block) : 0;
+}
+
+static void add_blocks(wf_text *t, const wf_family *f, const json_t *o, const wf_family_values *v) {
+  int64_t n = strtoll(wf_values_get(v, "repeat"), NULL, 10);
+  wf_text_add(t, "  blocks:\n");
+  for (int64_t i = 0, end; i < n; i = end) {
+    int kind = kind_of(f, o, i);
+    end = f->kind ? i + 1 : n;
+    while (end < n && kind_of(f, o, end) == kind) end++;
+    wf_text_add(t, "    - repeat: %lld\n", (long long)(end - i));
+    const wf_family_block *b = &f->block[kind];
+    add_part(t, v, WF_CONFIG_MIXER, kind, b->mixer, b->mixer_needs);
+    if (b->mlp) add_part(t, v, WF_CONFIG_MLP, kind, b->mlp, b->mlp_needs);
+  }
+}
+
+/* The sections beside the model are those of a model that was not trained here. */
+static wf_status to_yaml(const wf_family *f, const json_t *o, const wf_family_values *v, wf_text *t) {
+  const char *positions = wf_values_get(v, "model.max_positions");
+  long long seq = positions ? strtoll(positions, NULL, 10) : SEQ_LEN;
+  if (seq > SEQ_LEN) seq = SEQ_LEN;
+  wf_text_add(t, "model:\n  norm: %s\n  norm_bias: %s\n", f->norm == WF_NORM_RMS ? "rmsnorm" : "layernorm",
+              f->bare_norms ? "false" : "true");
+  for (int i = 0; i < v->n; i++) {
+    const char *name = within(v->item[i].ours, "model");
+    if (name) wf_text_add(t, "  %s: %s\n", name, v->item[i].text);
+  }
+  add_blocks(t, f, o, v);
+  wf_text_add(t, "data: {store: store.h5, seq_len: %lld}\n", seq);
+  wf_text_add(t, "train: {steps: 1000, batch_tokens: %lld, optimizer: {type: adamw, lr: 1.0e-4}}\n", 8 * seq);
   return t->status;
+}
+
+static wf_status find_family(const json_t *o, const wf_family **f) {
+  const json_t *type = wf_json_value(o, "model_type");
+  for (int i = 0; wf_families[i]; i++) {
+    *f = wf_families[i];
+    if ((*f)->knows ? (*f)->knows(o)
+                    : type && json_is_string(type) && strcmp(json_string_value(type), (*f)->name) == 0)
+      return WF_OK;
+  }
+  if (!type) return WF_FAIL(WF_EFORMAT, "model_type is missing");
+  wf_text names = {0};
+  for (int i = 0; wf_families[i]; i++) wf_text_add(&names, "%s%s", i ? ", " : "", wf_families[i]->name);
+  wf_status s = wf_hint(WF_FAIL(WF_EUNSUPPORTED, "model_type is %s, an architecture that Weft does not read",
+                                json_is_string(type) ? json_string_value(type) : "no text"),
+                        "these are read: %s", names.p ? names.p : "");
+  wf_text_free(&names);
+  return s;
 }
 
 static wf_status read_root(const json_t *o, const wf_family **f, wf_text *t) {
-  const char *type;
+  wf_family_values v = {.n = 0};
   if (!json_is_object(o)) return WF_FAIL(WF_EFORMAT, "not an object");
-  WF_TRY(get_text(o, "model_type", NULL, &type));
-  if (!(*f = wf_family_find(type)))
-    return wf_hint(
-        WF_FAIL(WF_EUNSUPPORTED, "model_type is %s, an architecture that Weft does not read", type),
-        "gpt2 and llama are read");
-  return *f == &wf_family_gpt2 ? read_gpt2(o, t) : read_llama(o, t);
+  WF_TRY(find_family(o, f));
+  for (const wf_family_key *k = (*f)->keys; k->theirs; k++) WF_TRY(read_key(*f, k, o, &v));
+  if ((*f)->derive) WF_TRY((*f)->derive(o, &v));
+  return to_yaml(*f, o, &v, t);
 }
 
 wf_status wf_family_read_config(const char *name, const char *json, size_t n, const wf_family **f,
@@ -183,68 +245,108 @@ wf_status wf_family_read_config(const char *name, const char *json, size_t n, co
 
 /* ---- writing ---- */
 
-static json_t *id_or_null(int64_t id) {
-  return id < 0 ? json_null() : json_integer(id);
-}
-
-/* Rows of a parameter, 0 when the model has none of that name. */
-static json_int_t rows_of(const wf_params *ps, const char *name) {
+int64_t wf_rows_of(const wf_params *ps, const char *name) {
   const wf_param *p = wf_params_find(ps, name);
   return p ? p->shape[0] : 0;
 }
 
-static json_t *gpt2_json(const wf_config *cfg, const wf_config_block *b, const wf_params *ps) {
-  double dropout = cfg->model.dropout;
-  return json_pack("{s:s, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f}", "activation_function",
-                   wf_part_bool(&b->mlp, "tanh") ? "gelu_new" : "gelu", "n_embd",
-                   (json_int_t)cfg->model.d_model, "n_head", (json_int_t)wf_part_i64(&b->mixer, "heads", 0),
-                   "n_inner", rows_of(ps, "blocks.0.mlp.up.weight"), "n_positions",
-                   rows_of(ps, "positions.weight"), "layer_norm_epsilon", wf_config_norm_eps(cfg),
-                   "resid_pdrop", dropout, "embd_pdrop", dropout, "attn_pdrop", 0.0);
+double wf_family_vocab(const wf_family_model *m) {
+  return (double)wf_rows_of(m->params, "embedding.weight");
+}
+double wf_family_norm_eps(const wf_family_model *m) {
+  return wf_config_norm_eps(m->cfg);
+}
+double wf_family_mlp_width(const wf_family_model *m) {
+  return (double)wf_rows_of(m->params, "blocks.0.mlp.up.weight");
+}
+double wf_family_positions(const wf_family_model *m) {
+  int64_t n = m->cfg->model.max_positions;
+  return (double)(n == WF_AUTO_I64 ? m->cfg->data.seq_len : n);
 }
 
-static json_t *llama_json(const wf_config *cfg, const wf_config_block *b, const wf_params *ps) {
-  json_int_t heads = wf_part_i64(&b->mixer, "heads", 0), positions = cfg->model.max_positions;
-  double base = wf_part_f64(&b->mixer, "rope_base");
-  if (positions == WF_AUTO_I64) positions = cfg->data.seq_len;
-  return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:b, s:b, s:f, s:f, s:{s:f, s:s}}", "hidden_act",
-                   "silu", "hidden_size", (json_int_t)cfg->model.d_model, "num_attention_heads", heads,
-                   "num_key_value_heads", (json_int_t)wf_part_i64(&b->mixer, "kv_heads", heads), "head_dim",
-                   rows_of(ps, "blocks.0.mixer.q.weight") / heads, "intermediate_size",
-                   rows_of(ps, "blocks.0.mlp.up.weight"), "max_position_embeddings", positions,
-                   "rms_norm_eps", wf_config_norm_eps(cfg), "attention_bias", wf_part_bool(&b->mixer, "bias"),
-                   "mlp_bias", wf_part_bool(&b->mlp, "bias"), "attention_dropout", 0.0, "rope_theta", base,
-                   "rope_parameters", "rope_theta", base, "rope_type", "default");
+/* The struct that an option of the path lies in. */
+static const void *holder_of(const wf_family_model *m, const char *path) {
+  char part[16];
+  if (within(path, "model")) return &m->cfg->model;
+  for (int kind = 0; kind < WF_FAMILY_BLOCKS; kind++)
+    for (size_t i = 0; i < m->n_blocks; i++) {
+      const wf_config_block *b = m->block[i];
+      if (!b->mixer.type || strcmp(b->mixer.type, m->family->block[kind].mixer) != 0) continue;
+      if (within(path, part_name(WF_CONFIG_MIXER, kind, part))) return b->mixer.options;
+      if (within(path, part_name(WF_CONFIG_MLP, kind, part))) return b->mlp.options;
+    }
+  return NULL;
 }
 
-static json_t *common_json(const wf_family *f, const wf_config *cfg, const wf_params *ps, size_t layers,
-                           int64_t bos, int64_t eos) {
-  return json_pack("{s:[s], s:s, s:o, s:o, s:f, s:I, s:b, s:s, s:I}", "architectures", f->architecture,
-                   "model_type", f->name, "bos_token_id", id_or_null(bos), "eos_token_id", id_or_null(eos),
-                   "initializer_range", cfg->model.init_std, "vocab_size", rows_of(ps, "embedding.weight"),
-                   "tie_word_embeddings", cfg->model.tie_embeddings, "torch_dtype", "float32",
-                   f == &wf_family_gpt2 ? "n_layer" : "num_hidden_layers", (json_int_t)layers);
+/* The JSON that a text is, else a JSON string. */
+static json_t *json_of(const char *text) {
+  json_error_t ignored;
+  json_t *v = json_loads(text, JSON_DECODE_ANY, &ignored);
+  return v ? v : json_string(text);
 }
 
-static wf_status dump(json_t *own, const json_t *common, char **out) {
-  char *text = own && common && json_object_update(own, (json_t *)(uintptr_t)common) == 0
-                   ? json_dumps(own, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15))
-                   : NULL;
-  *out = text ? wf_strdup("convert", text) : NULL;
-  free(text);
-  return *out ? WF_OK : WF_FAIL(WF_ENOMEM, "out of memory: config.json");
+static json_t *value_of(const wf_family_model *m, const wf_family_key *k) {
+  const wf_option *o;
+  char text[64] = "";
+  if (!k->ours) return json_of(k->missing);
+  if (strcmp(k->ours, "repeat") == 0) return json_integer((json_int_t)m->n_blocks);
+  if (option_of(m->family, k->ours, &o) != WF_OK) return NULL;
+  if (k->value && o->type == WF_OPT_TYPE_I64) return json_integer((json_int_t)k->value(m));
+  if (k->value) return json_real(k->value(m));
+  const void *self = holder_of(m, k->ours);
+  if (!self) return json_null(); /* of a kind of block that the model has not */
+  if (o->type == WF_OPT_TYPE_F64)
+    return json_real(*(const double *)(const void *)((const char *)self + o->offset));
+  wf_options_print(o, self, text, sizeof text);
+  for (const char *const *w = k->words; w && *w; w += 2)
+    if (strcmp(w[1], text) == 0) return json_string(w[0]);
+  return json_of(text);
+}
+
+/* Sets "a.b" in the object a of o. Takes v. */
+static bool put(json_t *o, const char *key, json_t *v) {
+  const char *dot = strchr(key, '.');
+  char head[64];
+  if (!o || !v || !dot) return o && v && json_object_set_new(o, key, v) == 0;
+  snprintf(head, sizeof head, "%.*s", (int)(dot - key), key);
+  if (!json_object_get(o, head)) json_object_set_new(o, head, json_object());
+  return put(json_object_get(o, head), dot + 1, v);
+}
+
+static json_t *id_or_null(int64_t id) {
+  return id < 0 ? json_null() : json_integer(id);
+}
+
+/* What all configs of transformers' kind have. */
+static bool put_common(json_t *o, const wf_family_model *m) {
+  json_t *class = json_array();
+  if (class) json_array_append_new(class, json_string(m->family->architecture));
+  return put(o, "architectures", class) && put(o, "model_type", json_string(m->family->name)) &&
+         put(o, "bos_token_id", id_or_null(m->bos)) && put(o, "eos_token_id", id_or_null(m->eos)) &&
+         put(o, "initializer_range", json_real(m->cfg->model.init_std)) &&
+         put(o, "torch_dtype", json_string("float32"));
+}
+
+static bool put_all(json_t *o, const wf_family_model *m) {
+  bool good = o && (!m->family->architecture || put_common(o, m));
+  for (const wf_family_key *k = m->family->keys; good && k->theirs; k++)
+    if (k->use != WF_KEY_READ) good = put(o, k->theirs, value_of(m, k));
+  return good && (!m->family->finish || m->family->finish(o, m));
 }
 
 wf_status wf_family_write_config(const wf_family *f, const wf_config *cfg, const wf_params *params,
                                  int64_t bos, int64_t eos, char **json) {
   const wf_config_block **block;
-  size_t n;
-  WF_TRY(wf_config_layers(cfg, &block, &n));
-  json_t *own = f == &wf_family_gpt2 ? gpt2_json(cfg, block[0], params) : llama_json(cfg, block[0], params);
-  json_t *common = common_json(f, cfg, params, n, bos, eos);
-  wf_status s = dump(own, common, json);
-  json_decref(own);
-  json_decref(common);
+  wf_family_model m = {.family = f, .cfg = cfg, .params = params, .bos = bos, .eos = eos};
+  *json = NULL;
+  WF_TRY(wf_config_layers(cfg, &block, &m.n_blocks));
+  m.block = block;
+  json_t *o = json_object();
+  char *text =
+      put_all(o, &m) ? json_dumps(o, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15)) : NULL;
+  if (text) *json = wf_strdup("convert", text);
+  free(text);
+  json_decref(o);
   wf_free(block);
-  return s;
+  return *json ? WF_OK : WF_FAIL(WF_ENOMEM, "out of memory: config.json");
 }

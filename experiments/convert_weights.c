@@ -20,8 +20,8 @@ typedef struct entry {
   char theirs[MAX_NAME];
   wf_param *part[WF_FAMILY_PARTS];
   int n_parts, ndim;
-  int64_t outputs, inputs, shape[2]; /* of all parts together; inputs 1 for vectors */
-  bool transposed;
+  int64_t outputs, inputs, shape[WF_PARAM_MAX_DIMS]; /* of all parts together; inputs: of one output */
+  wf_family_form form;
 } entry;
 
 typedef wf_status (*visitor)(void *arg, const entry *e);
@@ -35,33 +35,39 @@ static void name_of(char out[MAX_NAME], const char *pattern, int block) {
     snprintf(out, MAX_NAME, "%s", pattern);
 }
 
-/* Fill `e` where the model has these parameters; *there says whether. */
-static wf_status make_entry(const wf_family_rule *rule, int block, const wf_params *params, entry *e,
-                            bool *there) {
+/* One more part; its outputs lie after those before. */
+static bool add_part(entry *e, wf_param *p) {
+  bool fits =
+      e->n_parts == 0 || (p->ndim == e->ndim &&
+                          memcmp(p->shape + 1, e->shape + 1, (size_t)(p->ndim - 1) * sizeof *p->shape) == 0);
+  if (!fits || p->ndim < 1 || (e->form == WF_FORM_TRANSPOSED && p->ndim != 2)) return false;
+  memcpy(e->shape, p->shape, (size_t)p->ndim * sizeof *p->shape);
+  e->ndim = p->ndim;
+  e->outputs += p->shape[0];
+  e->inputs = p->numel / (p->shape[0] > 0 ? p->shape[0] : 1);
+  e->part[e->n_parts++] = p;
+  return true;
+}
+
+/* Without parts where the model has none of them. */
+static wf_status make_entry(const wf_family_rule *rule, int block, const wf_params *params, entry *e) {
   char name[MAX_NAME];
   int wanted = 0;
-  *there = false;
-  *e = (entry){.transposed = rule->transposed, .inputs = 1};
+  *e = (entry){.form = rule->form};
   name_of(e->theirs, rule->theirs, block);
   for (; wanted < WF_FAMILY_PARTS && rule->ours[wanted]; wanted++) {
     name_of(name, rule->ours[wanted], block);
     wf_param *p = wf_params_find(params, name);
-    if (!p) continue;
-    bool fits = p->ndim == (e->n_parts ? e->ndim : p->ndim) && p->ndim >= 1 && p->ndim <= 2 &&
-                (p->ndim == 1 || e->n_parts == 0 || p->shape[1] == e->inputs);
-    if (!fits || (rule->transposed && p->ndim != 2))
-      return WF_FAIL(WF_EINTERNAL, "%s does not fit into %s", name, e->theirs);
-    e->ndim = p->ndim;
-    e->outputs += p->shape[0];
-    if (p->ndim == 2) e->inputs = p->shape[1];
-    e->part[e->n_parts++] = p;
+    if (p && !add_part(e, p)) return WF_FAIL(WF_EINTERNAL, "%s does not fit into %s", name, e->theirs);
   }
-  *there = e->n_parts > 0;
-  if (*there && e->n_parts != wanted)
+  if (e->n_parts && e->n_parts != wanted)
     return WF_FAIL(WF_EUNSUPPORTED, "%s holds %d parameters, of which the model has %d", e->theirs, wanted,
                    e->n_parts);
-  e->shape[0] = e->transposed ? e->inputs : e->outputs;
-  e->shape[1] = e->transposed ? e->outputs : e->inputs;
+  e->shape[0] = e->outputs;
+  if (e->form == WF_FORM_TRANSPOSED) {
+    e->shape[0] = e->inputs;
+    e->shape[1] = e->outputs;
+  }
   return WF_OK;
 }
 
@@ -78,9 +84,8 @@ static wf_status each_entry(const wf_family *f, const wf_params *params, visitor
   for (const wf_family_rule *rule = f->rules; rule->theirs; rule++)
     for (int i = 0; i < (strchr(rule->theirs, '#') ? blocks : 1); i++) {
       entry e;
-      bool there;
-      WF_TRY(make_entry(rule, i, params, &e, &there));
-      if (!there) continue;
+      WF_TRY(make_entry(rule, i, params, &e));
+      if (e.n_parts == 0) continue;
       covered += e.n_parts;
       WF_TRY(fn(arg, &e));
     }
@@ -92,16 +97,19 @@ static wf_status each_entry(const wf_family *f, const wf_params *params, visitor
 
 /* ---- elements ---- */
 
-/* Between a tensor of theirs and one part of it [rows, inputs] whose outputs begin at `first`. */
-static void move(const entry *e, float *theirs, float *part, int64_t first, int64_t rows, bool to_them) {
-  int64_t by_row = e->transposed ? 1 : e->inputs, by_column = e->transposed ? e->outputs : 1;
+/* Between a tensor of theirs and one part of it [rows, inputs] whose outputs begin at `first`; `offset` is
+ * added to ours. */
+static void move(const entry *e, float *theirs, float *part, int64_t first, int64_t rows, float offset,
+                 bool to_them) {
+  bool turned = e->form == WF_FORM_TRANSPOSED;
+  int64_t by_row = turned ? 1 : e->inputs, by_column = turned ? e->outputs : 1;
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < e->inputs; c++) {
       float *a = &theirs[(first + r) * by_row + c * by_column], *b = &part[r * e->inputs + c];
       if (to_them)
-        *a = *b;
+        *a = *b + offset;
       else
-        *b = *a;
+        *b = *a - offset;
     }
 }
 
@@ -133,12 +141,13 @@ static void close_buffers(buffers *b) {
   wf_free(b->part);
 }
 
-static wf_status move_parts(const entry *e, const buffers *b, bool to_them) {
+static wf_status move_parts(const entry *e, const buffers *b, bool gradients, bool to_them) {
   int64_t first = 0;
+  float offset = e->form == WF_FORM_MINUS_ONE && !gradients ? -1 : 0;
   for (int i = 0; i < e->n_parts; i++) {
     wf_param *p = e->part[i];
     if (to_them) WF_TRY(transfer(p, b->part, true));
-    move(e, b->theirs, b->part, first, p->shape[0], to_them);
+    move(e, b->theirs, b->part, first, p->shape[0], offset, to_them);
     if (!to_them) WF_TRY(transfer(p, b->part, false));
     first += p->shape[0];
   }
@@ -183,7 +192,7 @@ static wf_status read_entry(void *arg, const entry *e) {
   buffers b;
   wf_status s = open_buffers(e, &b);
   if (s == WF_OK) s = wf_st_read_f32(r->st, info, 0, info->count, b.theirs);
-  if (s == WF_OK) s = move_parts(e, &b, false);
+  if (s == WF_OK) s = move_parts(e, &b, *r->prefix, false);
   close_buffers(&b);
   return s;
 }
@@ -223,7 +232,7 @@ static wf_status check_extra(reading *r, wf_params *params) {
     if (!used)
       return wf_hint(WF_FAIL(WF_EFORMAT, "%s is in the file, but not in the model that config.json describes",
                              info->name),
-                     "Weft reads %s alone", r->f->architecture);
+                     "Weft reads %s alone", r->f->architecture ? r->f->architecture : r->f->title);
   }
   return WF_OK;
 }
@@ -256,7 +265,7 @@ static wf_status write_entry(void *arg, const entry *e) {
   writing *w = arg;
   buffers b;
   wf_status s = open_buffers(e, &b);
-  if (s == WF_OK) s = move_parts(e, &b, true);
+  if (s == WF_OK) s = move_parts(e, &b, false, true);
   if (s == WF_OK) s = wf_st_write(w->w, w->id[w->at++], 0, e->outputs * e->inputs, b.theirs);
   close_buffers(&b);
   return s;

@@ -354,7 +354,8 @@ START_TEST(bad_gpt2_configs) {
   assert_config_fails("\"n_head\": 3", "\"n_head\": 5", WF_EINVAL, "5 heads");
   assert_config_fails("\"n_layer\": 2", "\"layers\": 2", WF_EFORMAT, "n_layer is missing");
   assert_config_fails("\"n_layer\": 2", "\"n_layer\": 200000", WF_EINVAL, "200000");
-  assert_config_fails("\"attn_pdrop\": 0.0", "\"scale_attn_by_inverse_layer_idx\": true", WF_EUNSUPPORTED,
+  assert_config_fails("\"scale_attn_by_inverse_layer_idx\": false",
+                      "\"scale_attn_by_inverse_layer_idx\": true", WF_EUNSUPPORTED,
                       "scale_attn_by_inverse_layer_idx is true");
   assert_config_fails("{", "{,", WF_EFORMAT, "no JSON");
   OK(wf_remove_file(temp_path("in/config.json")));
@@ -365,10 +366,10 @@ END_TEST
 START_TEST(bad_llama_configs) {
   prepare(2);
   copy_tensors(source, target, &(edit){0});
-  assert_config_fails("\"default\"", "\"llama3\"", WF_EUNSUPPORTED, "rope_parameters is llama3");
+  assert_config_fails("\"default\"", "\"llama3\"", WF_EUNSUPPORTED, "rope_parameters.rope_type is llama3");
   assert_config_fails("\"attention_dropout\": 0.0",
                       "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2.0}", WF_EUNSUPPORTED,
-                      "rope_scaling is linear");
+                      "rope_scaling.type is linear");
   assert_config_fails("\"silu\"", "\"gelu\"", WF_EUNSUPPORTED, "hidden_act is gelu");
   assert_config_fails("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 4", WF_EINVAL, "kv_heads");
   assert_config_fails("\"attention_bias\": false", "\"attention_bias\": true", WF_ENOTFOUND, "q_proj.bias");
@@ -387,7 +388,7 @@ START_TEST(older_config) {
   OK(wf_family_read_config("config.json", json, strlen(json), &f, &yaml));
   ck_assert_str_eq(wf_family_name(f), "llama");
   ck_assert_ptr_nonnull(strstr(yaml, "rope_base: 12345"));
-  ck_assert_ptr_nonnull(strstr(yaml, "kv_heads: 6"));
+  ck_assert_ptr_null(strstr(yaml, "kv_heads")); /* as many as heads */
   ck_assert_ptr_nonnull(strstr(yaml, "tie_embeddings: false"));
   wf_free(yaml);
 }
@@ -409,10 +410,13 @@ static void assert_inexpressible(const char *model, const char *gpt2, const char
 #define BLOCKS(mixer, mlp) "blocks: [{mixer: {type: " mixer "}, mlp: " mlp "}]"
 
 START_TEST(inexpressible) {
-  assert_inexpressible(BLOCKS("simple_gla", "{type: swiglu}"), "GPT-2: the norm is rmsnorm",
-                       "Llama: block 0: the mixer is simple_gla, not attention");
+  assert_inexpressible(BLOCKS("lightning", "{type: swiglu}"), "none has the mixer lightning", "");
   assert_inexpressible(BLOCKS("attention, window: 128", "{type: swiglu}"), "GPT-2",
                        "Llama: block 0: mixer.window is 128, not 0");
+  assert_inexpressible("logit_softcap: 30, " BLOCKS("attention", "{type: swiglu}"),
+                       "GPT-2: the norm is rmsnorm", "Llama: the logits are capped");
+  assert_inexpressible("norm: layernorm, norm_bias: false, " BLOCKS("attention", "{type: swiglu}"),
+                       "GPT-2: the norms have no bias", "Llama: the norm is layernorm");
   assert_inexpressible(BLOCKS("attention", "none"), "GPT-2", "Llama: block 0: the mlp is none, not swiglu");
   assert_inexpressible("blocks: [{norm: layernorm, mixer: {type: attention}, mlp: {type: swiglu}}]", "GPT-2",
                        "block 0 has another norm");
