@@ -2,6 +2,7 @@
 #include "core/memory.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,13 +55,14 @@ static int injected_failure(void) {
 }
 
 static void *out_of_memory(const char *tag, size_t bytes) {
-  wf_mem_tag top[3];
-  int n = wf_mem_report(top, 3);
-  wf_status s = WF_FAIL(WF_ENOMEM, "out of memory: %zu bytes for '%s' (Weft holds %lld MiB)", bytes, tag,
-                        (long long)(wf_mem_now() >> 20));
-  if (n == 3)
-    wf_hint(s, "largest: %s %lld MiB, %s %lld MiB, %s %lld MiB", top[0].tag, (long long)(top[0].now >> 20),
-            top[1].tag, (long long)(top[1].now >> 20), top[2].tag, (long long)(top[2].now >> 20));
+  wf_mem_tag top[3] = {{"", 0, 0}, {"", 0, 0}, {"", 0, 0}};
+  int n = wf_mem_report(top, 3), at = 0;
+  char text[160] = "";
+  for (int i = 0; i < n; i++)
+    at += snprintf(text + at, sizeof text - (size_t)at, "%s%.24s %lld MiB", i ? ", " : ": ", top[i].tag,
+                   (long long)(top[i].now >> 20));
+  WF_FAIL(WF_ENOMEM, "out of memory: %zu bytes for '%s'; Weft holds %lld MiB%s", bytes, tag,
+          (long long)(wf_mem_now() >> 20), text);
   return NULL;
 }
 

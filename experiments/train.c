@@ -41,6 +41,7 @@ typedef struct run {
   wf_snapshot snap;
   int64_t last_saved; /* step of the newest checkpoint, -1 for none */
   double matrix_rate, began;
+  int64_t before_steps; /* bytes held when the first step begins */
 } run;
 
 /* ---- the folder ---- */
@@ -282,11 +283,33 @@ static wf_status bad_step(run *r, const step_result *s) {
       (long long)r->cfg->train.max_skipped);
 }
 
+/* Where memory ran out in a step: a batch that would fit in what the step had reached. */
+static wf_status fitting(run *r, wf_status s) {
+  if (s != WF_ENOMEM) return s;
+  int64_t seq_len = r->cfg->data.seq_len, now = sequences(r), fits = now / 2;
+  double had = (double)(wf_mem_peak() - r->before_steps),
+         needs = wf_model_activation_bytes(r->model, r->cfg->train.stream ? r->cfg->train.stream : seq_len);
+  if (had / needs < (double)fits) fits = (int64_t)(had / needs);
+  if (fits >= 1)
+    return wf_hint(
+        s,
+        "about %lld sequences at once would fit, of %lld now: train.batch_tokens %lld, or train.accumulation "
+        "%lld for the same batch; train.recompute and train.stream need less memory too",
+        (long long)fits, (long long)now, (long long)(fits * seq_len * r->cfg->train.accumulation),
+        (long long)(r->cfg->train.accumulation * ((now + fits - 1) / fits)));
+  return wf_hint(
+      s,
+      "one sequence of %lld tokens does not fit: shorten data.seq_len, or set train.stream to a part of it "
+      "(the same gradients, piece by piece) or train.recompute",
+      (long long)seq_len);
+}
+
 static wf_status one_step(run *r, step_result *out) {
   const wf_config_train *t = &r->cfg->train;
   double loss;
   int64_t labels;
-  WF_TRY(gradients(r, &loss, &labels, &out->tokens));
+  wf_status s = gradients(r, &loss, &labels, &out->tokens);
+  if (s != WF_OK) return fitting(r, s);
   out->loss = labels ? loss / (double)labels : 0;
   WF_TRY(wf_grad_measure(r->c, r->groups.n, r->groups.group, labels ? 1 / (double)labels : 0, t->clip,
                          &out->grad));
@@ -365,6 +388,7 @@ static wf_status train(run *r) {
   WF_TRY(wf_rate_matrix(r->c, 512, 0.03, &r->matrix_rate));
   wf_report_model(stdout, r->model, r->optimizer, r->ema, sequences(r) * r->cfg->data.seq_len);
   r->began = wf_now();
+  r->before_steps = wf_mem_now();
   if (r->o->profile) wf_ctx_profile(r->c, true);
   wf_progress_start(&r->progress, stdout, r->snap.step, r->cfg->train.steps, r->cfg->log.every,
                     r->cfg->log.smoothing, r->began);

@@ -270,6 +270,26 @@ static int end_by(pid_t pid, int sig) {
   return WEXITSTATUS(status);
 }
 
+#ifndef __SANITIZE_ADDRESS__ /* it reserves more addresses than any limit leaves */
+START_TEST(too_large_a_batch_names_one_that_fits) {
+  shell(
+      "ulimit -v 1200000; OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 weft train tiny.yaml --set run.name=large "
+      "--set train.batch_tokens=6400000 --set train.steps=1");
+  ck_assert_msg(strstr(output, "out of memory: "), "%s", output);
+  const char *hint = strstr(output, "hint: about "),
+             *batch = hint ? strstr(hint, "train.batch_tokens ") : NULL;
+  ck_assert_msg(batch, "%s", output);
+  char command[256];
+  snprintf(command, sizeof command,
+           "ulimit -v 1200000; OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 weft train tiny.yaml --overwrite "
+           "--set run.name=large --set train.batch_tokens=%lld --set train.steps=1 --set eval.every=0",
+           strtoll(batch + strlen("train.batch_tokens "), NULL, 10));
+  run(command);
+  ck_assert_msg(strstr(output, "step 1/1"), "%s", output);
+}
+END_TEST
+#endif
+
 START_TEST(sigterm_saves_and_resume_ends_the_same) {
   static const char *const arguments[] = {"weft", "train", "tiny.yaml", "--set", "train.steps=200", NULL};
   run("mkdir whole part && cp text.h5 tiny.yaml whole && cp text.h5 tiny.yaml part");
@@ -324,6 +344,9 @@ static Suite *program_suite(void) {
   tcase_add_test(t, resume_goes_on);
   tcase_add_test(t, mistakes_in_the_config_are_found);
   tcase_add_test(t, bad_stores_and_texts_are_refused);
+#ifndef __SANITIZE_ADDRESS__
+  tcase_add_test(t, too_large_a_batch_names_one_that_fits);
+#endif
   tcase_add_test(t, sigterm_saves_and_resume_ends_the_same);
   tcase_add_test(t, sigint_ends_generation);
   suite_add_tcase(s, t);
