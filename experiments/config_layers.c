@@ -2,13 +2,8 @@
 
 #include <math.h>
 
-#include "core/memory.h"
 #include "experiments/config.h"
-#include "layers/layer.h"
-
-static const wf_layer_type *type_of(wf_layer_kind kind, const wf_config_part *part) {
-  return part->type ? wf_layer_find(kind, part->type) : NULL;
-}
+#include "experiments/single.h"
 
 double wf_config_norm_eps(const wf_config *c) {
   if (!isnan(c->model.norm_eps)) return c->model.norm_eps;
@@ -27,24 +22,18 @@ static wf_status check_carried(const wf_config *c, const char *type, const wf_st
 
 /* Let the layer declare into parameters and states that are thrown away. */
 static wf_status try_layer(const wf_config *c, wf_layer_kind kind, const wf_config_part *part) {
-  const wf_layer_type *type = type_of(kind, part);
+  const wf_layer_type *type = part->type ? wf_layer_find(kind, part->type) : NULL;
   if (!type) return WF_OK;
-  wf_params params = {0};
-  wf_state_spec state = {0};
-  wf_build b = {.params = &params,
-                .state = &state,
-                .prefix = wf_config_kind_name(kind == WF_LAYER_MIXER ? WF_CONFIG_MIXER : WF_CONFIG_MLP),
-                .d_model = c->model.d_model,
-                .n_layers = 1,
-                .init_std = c->model.init_std,
-                .out_std = c->model.init_std,
-                .norm_eps = wf_config_norm_eps(c)};
-  void *self = NULL;
-  wf_status s = type->init(&b, part->options, &self);
-  if (s == WF_OK) s = check_carried(c, type->name, &state);
-  wf_free(self); /* set, or not, before a failure */
-  wf_params_free(&params);
-  wf_state_spec_free(&state);
+  wf_build like = wf_single_build(c->model.d_model);
+  like.prefix = wf_config_kind_name(kind == WF_LAYER_MIXER ? WF_CONFIG_MIXER : WF_CONFIG_MLP);
+  like.init_std = like.out_std = c->model.init_std;
+  like.norm_eps = wf_config_norm_eps(c);
+  wf_single layer;
+  wf_status s = wf_single_open(type, part->options, &like, &layer);
+  if (s == WF_OK) {
+    s = check_carried(c, type->name, &layer.state);
+    wf_single_close(&layer);
+  }
   return s == WF_OK ? s : wf_context(s, "%s", part->where);
 }
 

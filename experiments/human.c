@@ -3,6 +3,8 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* Three digits of x, which is at least 1, before `unit`. */
 static const char *three_digits(double x, const char *unit, char out[24]) {
@@ -41,4 +43,23 @@ const char *wf_human_time(double seconds, char out[24]) {
   else
     snprintf(out, 24, "%ld:%02ld", s / 60, s % 60);
   return out;
+}
+
+wf_status wf_human_read(const char *what, const char *text, int64_t *out, int most, int *n) {
+  *n = 0;
+  for (const char *at = text;;) {
+    char *end;
+    double x = strtod(at, &end);
+    if (end > at && (*end == 'k' || *end == 'K'))
+      x *= 1 << 10, end++;
+    else if (end > at && *end == 'M')
+      x *= 1 << 20, end++;
+    if (end == at || !(x >= 1 && x < 0x1p53) || x != floor(x) || (*end && *end != ','))
+      return wf_hint(WF_FAIL(WF_EINVAL, "%s: \"%.*s\" is no count", what, (int)strcspn(at, ","), at),
+                     "as in 1k,4k,65536");
+    if (*n == most) return WF_FAIL(WF_EINVAL, "%s: more than %d numbers", what, most);
+    out[(*n)++] = (int64_t)x;
+    if (!*end) return WF_OK;
+    at = end + 1;
+  }
 }

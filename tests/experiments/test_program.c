@@ -73,6 +73,22 @@ START_TEST(layers_are_listed_and_explained) {
   expect("layers", 0, "\n  simple_gla ");
   expect("layers attention", 0, "attention (mixer)");
   expect("layers atention", 1, "hint: did you mean attention?");
+  expect("layers attention -d 64 --seq-len 100,1k", 0,
+         "d_model 64: 16.4k parameters; a sequence's state: 512 B a token\n");
+  ck_assert_ptr_nonnull(
+      strstr(output, "\n         100          58.4k       50.0 KiB              114 KiB\n"));
+  ck_assert_ptr_nonnull(
+      strstr(output, "\n        1024           295k        512 KiB              576 KiB\n"));
+  expect("layers attention -d 64 --set heads=2 --set window=9 --seq-len 1M", 0,
+         "a sequence's state: 4.00 KiB\n");
+  expect("layers simple_gla -d 64", 0, "a sequence's state: 6.25 KiB\n");
+  expect("layers gelu -d 8", 0, "a sequence's state: none\n");
+  expect("layers adamw", 0, "weight_decay");
+  expect("layers attention --set headz=2", 1, "hint: did you mean heads?");
+  expect("layers attention --set heads", 1, "\"heads\" is no key=value");
+  expect("layers attention --set heads=7", 1,
+         "attention of width 512: heads: 7 heads do not divide d_model 512");
+  expect("layers attention --seq-len 1k,0", 1, "--seq-len: \"0\" is no count");
 }
 END_TEST
 
