@@ -3,7 +3,7 @@
  *   shift   a window of w tokens: convolutions, token shift         seq_shift.c
  *   scan    an affine or max-affine state                           seq_scan.c, seq_diag.c
  *   attend  keys and values                                         seq_attend.c
- *   serial  anything else, token by token                           seq_serial.c
+ *   serial  anything else, segment by segment or token by token     seq_serial.c
  *
  * Each obeys the contract of layers/layer.h: it reads its slots of run->state for rows that take, leaves
  * there for rows that leave, and is differentiable in both. A layer declares the slots with the *_state
@@ -70,15 +70,22 @@ wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_s
 
 /* ---- serial ---- */
 
-/* One step of anything: x [m, d_x], state[i] [m, ...] of m tokens of different lanes -> y [m, d_y] and
- * next[i]. */
-typedef wf_status (*wf_seq_step)(wf_ctx *c, const void *self, wf_tensor *x, int n_state,
-                                 wf_tensor *const *state, wf_tensor **y, wf_tensor **next);
-/* Runs `step` token by token over all rows at once (rows still alive at token t form the batch); fresh rows
- * start from init[i], learned or zero, in the shape of slots[i] (fixed slots of wf_build_state). n_state
- * <= 8. */
-wf_tensor *wf_seq_serial(wf_run *r, const int *slots, int n_state, wf_tensor *const *init, wf_tensor *x,
-                         wf_seq_step step, const void *self);
+/* The batch of one call: m rows, each with `len` tokens that begin `offset` tokens into a segment. */
+typedef struct wf_seq_span {
+  int64_t m, len, offset;
+  bool ends; /* with the segment */
+} wf_seq_span;
+/* Anything, as a layer over a small batch: x[i] [m len, ...], row after row; r->rows has the m rows, each its
+ * own lane, with positions from the segment's start; reads wf_state_in(r->state, slot) [m, ...] of its slots
+ * and leaves wf_state_out. -> y [m len, ...]. Other primitives may be used inside, with slots among its own.
+ */
+typedef wf_tensor *(*wf_seq_piece)(wf_run *r, const void *self, const wf_seq_span *span, wf_tensor *const *x);
+/* Runs `piece` over segments of `segment` tokens, counted from each document's start, one after the other
+ * along the rows and all rows at once; a cut inside a segment gives it in several pieces. Fresh rows start
+ * from init[i], learned or zero, in the shape of the fixed slots slot .. slot+n_state-1, declared one after
+ * the other. */
+wf_tensor *wf_seq_serial(wf_run *r, int64_t segment, int slot, int n_state, wf_tensor *const *init, int n_x,
+                         wf_tensor *const *x, wf_seq_piece piece, const void *self);
 
 #ifdef __cplusplus
 }
