@@ -2,6 +2,7 @@
 
 Files are mixers/<name>.safetensors, described in README.md; make_mixers.py says which mixers there are.
 """
+import json
 import os
 import re
 import zlib
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mixers")
 D, LENGTHS = 16, (5, 67)  # two sequences; the second one crosses the border of a chunk of 64
 
 
@@ -69,15 +70,49 @@ def run(module, call, xs, dys):
     ys = [call(module, x[None])[0] for x in xs]
     sum((y * dy).sum() for y, dy in zip(ys, dys)).backward()
     grads = {n: p.grad for n, p in module.named_parameters()}
-    for n, g in grads.items():
-        assert g is not None and torch.isfinite(g).all(), f"{n} has no gradient"
     return torch.cat([y.detach() for y in ys]), torch.cat([x.grad for x in xs]), grads
 
 
+def sort_metadata(path):
+    """save_file writes them in any order; the same run shall give the same bytes."""
+    with open(path, "r+b") as f:
+        n = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(n))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= n
+        f.seek(8)
+        f.write(text.ljust(n))
+
+
+def watch_terms(module, names):
+    """For parameters of linear layers whose gradient is a sum over tokens that nearly cancels: the sum of the terms'
+    sizes, filled by the backward."""
+    terms = {}
+
+    def add(key, value):
+        terms[key] = terms.get(key, 0) + value.detach()
+
+    def look(name):
+        def hook(layer, inputs, output):
+            x = inputs[0].detach().abs().flatten(0, -2)
+
+            def at_backward(g):
+                g = g.abs().flatten(0, -2)
+                add(name + ".weight", g.T @ x)
+                add(name + ".bias", g.sum(0))
+            output.register_hook(at_backward)
+        return hook
+
+    for name in {n.rpartition(".")[0] for n in names}:
+        module.get_submodule(name).register_forward_hook(look(name))
+    return terms
+
+
 def golden(name, mixer, make, call=lambda module, x: module(x), parts=one_to_one, keep=(), d=D, lengths=LENGTHS,
-           layer=0, layers=1, eps=1e-5, prepare=None):
+           layer=0, layers=1, eps=1e-5, prepare=None, unused=(), cancelling=()):
     """mixer: name and options as Weft's tests write them. make(): the reference's module. parts(name, value,
-    is_gradient): what a parameter of theirs, or its gradient, is in Weft's names."""
+    is_gradient): what a parameter of theirs, or its gradient, is in Weft's names. `cancelling`: see watch_terms."""
     torch.manual_seed(zlib.crc32(name.encode()))
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -87,8 +122,14 @@ def golden(name, mixer, make, call=lambda module, x: module(x), parts=one_to_one
         if prepare:
             with torch.no_grad():
                 prepare(module)
+        terms = watch_terms(module, cancelling)
         xs, dys = ([normal(t, d) for t in lengths] for _ in range(2))
         y, dx, grads = run(module, call, xs, dys)
+    for n, p in module.named_parameters():
+        assert (grads[n] is None) == (n in unused), f"{n}: gradient {grads[n]}"
+        if n in unused:
+            grads[n] = torch.zeros_like(p)
+        assert grads[n].isfinite().all(), n
     torch.set_default_dtype(before)
     tensors = {"x": torch.cat(xs), "dy": torch.cat(dys), "y": y, "dx": dx}
     for n, p in module.named_parameters():
@@ -100,7 +141,10 @@ def golden(name, mixer, make, call=lambda module, x: module(x), parts=one_to_one
     assert all(t.dtype == torch.float64 for t in tensors.values()), "something ran in float32"
     metadata = {"mixer": mixer, "d_model": str(d), "layer": str(layer), "layers": str(layers),
                 "norm_eps": repr(eps), "rows": ",".join(map(str, lengths))}
-    path = os.path.join(HERE, "mixers", name + ".safetensors")
+    for n in cancelling:
+        metadata |= {"terms." + ours: repr(part.norm().item()) for ours, part in parts(n, terms[n], True).items()}
+    path = os.path.join(OUT, name + ".safetensors")
     save_file({k: t.detach().float().clone().contiguous() for k, t in tensors.items()}, path, metadata)
+    sort_metadata(path)
     print(f"{name}: {len(tensors)} tensors, {os.path.getsize(path)} bytes, |y| {y.square().mean().sqrt():.2g}, "
           f"|dx| {dx.square().mean().sqrt():.2g}", flush=True)

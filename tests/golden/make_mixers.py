@@ -1,15 +1,20 @@
 """Makes mixers/*.safetensors: public reference implementations of single mixers, for the C tests to compare with.
 
-    python tests/golden/make_mixers.py [NAME...]
+    python tests/golden/make_mixers.py [--to FOLDER] [NAME...]
 
 Needs torch, safetensors, transformers, flash-linear-attention (fla) and xlstm; Weft and its tests need none of
 them. The references' own modules are run, in float64 and on the CPU; see fla_on_cpu.py for what that takes.
 """
+import argparse
+import os
+import re
 import sys
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from golden_mixer import D, golden, weft_name
+import golden_mixer
+from golden_mixer import D, LENGTHS, golden, weft_name
 
 MIXERS = {}
 
@@ -107,11 +112,11 @@ def attention_alibi():
 # ---- flash-linear-attention's layers -----------------------------------------------------------------------------
 
 
-def fla_golden(name, mixer_options, layer, **more):
-    """`layer`: makes one of fla's layers; they return (y, attentions, cache)."""
+def fla_golden(name, options, make, **more):
+    """`make`: makes one of fla's layers; they return (y, attentions, cache)."""
     import fla_on_cpu  # noqa: F401: replaces what needs a GPU
     more = {"call": lambda module, x: module(x)[0], **more}
-    golden(name, mixer_options, layer, **more)
+    golden(name, options, make, **more)
 
 
 @mixer
@@ -124,6 +129,238 @@ def simple_gla():
                                                     gate_logit_normalizer=4, use_short_conv=False))
 
 
+@mixer
+def retnet():
+    import fla.layers.multiscale_retention as f
+    fla_golden("retnet", "retnet heads=2", lambda: f.MultiScaleRetention(hidden_size=D, num_heads=2))
+
+
+@mixer
+def gla():
+    import fla.layers.gla as f
+    fla_golden("gla", "gla heads=2", lambda: f.GatedLinearAttention(hidden_size=D, num_heads=2))
+
+
+@mixer
+def hgrn2():
+    """Layer 2 of 4: the lower bounds of all layers belong to the model, and each layer has a share of their gradient."""
+    import fla.layers.hgrn2 as f
+
+    class InModel(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = f.HGRN2Attention(hidden_size=D, expand_ratio=8, layer_idx=layer)
+            self.lower_bounds = torch.nn.Parameter(torch.zeros(4, D))
+
+        def forward(self, x):
+            bounds = self.lower_bounds.softmax(0)
+            return self.layer(x, lower_bound=(bounds.cumsum(0) - bounds[0])[self.layer.layer_idx])
+
+    for layer in (0, 2):
+        fla_golden(f"hgrn2_layer{layer}", "hgrn2 expand_ratio=8", lambda: InModel(layer), layer=layer, layers=4,
+                   parts=lambda n, t, _: {weft_name(n.removeprefix("layer.")): t}, unused=() if layer else ("lower_bounds",))
+
+
+@mixer
+def deltanet():
+    import fla.layers.delta_net as f
+    fla_golden("deltanet", "deltanet heads=2", lambda: f.DeltaNet(hidden_size=D, num_heads=2))
+    fla_golden("deltanet_negative", "deltanet heads=2 negative_eigenvalues=true gate=true",
+               lambda: f.DeltaNet(hidden_size=D, num_heads=2, allow_neg_eigval=True, use_gate=True))
+
+
+GATE = ("A_log", "dt_bias")
+
+
+@mixer
+def gated_deltanet():
+    import fla.layers.gated_deltanet as f
+    fla_golden("gated_deltanet", "gated_deltanet heads=2 head_dim=6", keep=GATE,
+               make=lambda: f.GatedDeltaNet(hidden_size=D, num_heads=2, head_dim=6))
+    fla_golden("gated_deltanet_grouped", "gated_deltanet heads=2 v_heads=4 head_dim=4 expand_v=1", keep=GATE,
+               make=lambda: f.GatedDeltaNet(hidden_size=D, num_heads=2, num_v_heads=4, head_dim=4, expand_v=1))
+
+
+@mixer
+def kda():
+    import fla.layers.kda as f
+    fla_golden("kda", "kda heads=2 head_dim=6", keep=GATE,
+               make=lambda: f.KimiDeltaAttention(hidden_size=D, num_heads=2, head_dim=6))
+
+
+@mixer
+def fox():
+    import fla.layers.forgetting_attn as f
+    fla_golden("fox", "attention heads=4 kv_heads=2 position=none forget=true",
+               lambda: f.ForgettingAttention(hidden_size=D, num_heads=4, num_kv_heads=2))
+
+
+@mixer
+def linear_attention():
+    import fla.layers.linear_attn as f
+
+    def parts(name, value, _):
+        return {weft_name(name.replace("feature_map_", "").replace(".layer.", "_map.")): value}
+
+    for feature, eps in (("elu", 8), ("relu", 8), ("hedgehog", 16)):  # theirs is added after the scale K^-1/2
+        fla_golden(f"linear_attention_{feature}",
+                   f"linear_attention heads=2 feature={feature} norm=true eps={1e-10 * eps ** 0.5}", parts=parts,
+                   make=lambda: f.LinearAttention(hidden_size=D, num_heads=2, feature_map=feature, do_feature_map_norm=True))
+    import fla.layers.based as g
+    fla_golden("linear_attention_taylor", "linear_attention heads=2 feature=taylor feature_dim=4 eps=1e-12",
+               lambda: g.BasedLinearAttention(hidden_size=D, feature_dim=4, num_heads=2, num_key_value_heads=2),
+               call=lambda module, x: module.forward_reference(x))
+
+
+class Lightning(torch.nn.Module):
+    """The layer of TransNormerLLM by its equations, around fla's recurrence."""
+
+    def __init__(self, heads, layer, layers, learned_angles):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.u_proj, self.o_proj = (
+            torch.nn.Linear(D, D, bias=False) for _ in range(5))
+        self.heads, self.decay = heads, -8 * torch.arange(heads) / heads * (1 - layer / layers)
+        if learned_angles:
+            self.theta = torch.nn.Parameter(torch.zeros(heads, D // heads))
+
+    def forward(self, x):
+        from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
+        shape = (*x.shape[:2], self.heads, D // self.heads)
+        q, k = torch.nn.functional.silu(self.q_proj(x)), torch.nn.functional.silu(self.k_proj(x))
+        q, k, v = (t.reshape(shape) for t in (q, k, self.v_proj(x)))
+        if hasattr(self, "theta"):
+            angle = torch.arange(x.shape[1])[:, None, None] * self.theta
+            q, k = (torch.cat([t * angle.cos(), t * angle.sin()], dim=-1) for t in (q, k))
+        o, _ = naive_recurrent_simple_gla(q, k, v, self.decay.expand(shape[:3]), scale=shape[-1] ** -0.5)
+        o = o.reshape(x.shape)
+        o = o / (o.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return self.o_proj(o * self.u_proj(x).sigmoid())
+
+
+@mixer
+def lightning():
+    golden("lightning", "lightning heads=4", lambda: Lightning(4, 1, 3, False), layer=1, layers=3)
+    golden("lightning_lrpe", "lightning heads=2", lambda: Lightning(2, 0, 3, True), layer=0, layers=3)
+
+
+# ---- Mamba, by transformers --------------------------------------------------------------------------------------
+
+
+@mixer
+def mamba():
+    from transformers.models.mamba import modeling_mamba as hf
+    config = hf.MambaConfig(hidden_size=D, state_size=5)
+    golden("mamba", "mamba state=5", lambda: hf.MambaMixer(config, 0).eval(), keep=("A_log", "D", "dt_proj.bias"))
+
+
+@mixer
+def mamba2():
+    from transformers.models.mamba2 import modeling_mamba2 as hf
+    sizes = {"hidden_size": D, "state_size": 6, "num_heads": 4, "head_dim": 8, "chunk_size": 16}
+    keep = ("A_log", "D", "dt_bias")
+    golden("mamba2", "mamba2 head_dim=8 state=6",
+           lambda: hf.Mamba2Mixer(hf.Mamba2Config(**sizes, n_groups=1), 0).eval(), keep=keep)
+    golden("mamba2_groups", "mamba2 head_dim=8 state=6 groups=2 dt_limit_low=0.4 dt_limit_high=0.9",
+           lambda: hf.Mamba2Mixer(hf.Mamba2Config(**sizes, n_groups=2, time_step_limit=(0.4, 0.9)), 0).eval(), keep=keep)
+
+
+# ---- xLSTM, by the xlstm package ---------------------------------------------------------------------------------
+
+
+class Constant(TorchFunctionMode):
+    """The stabiliser m, a row's maximum, is a constant in Weft's backward: h depends on it by eps = 1e-6 alone."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return (out[0].detach(), out[1]) if func is torch.max and kwargs else out
+
+
+def xlstm_name(name):
+    return re.sub(r"(outnorm|group_norm|multihead_norm)\.", "norm.", weft_name(name)).replace("proj_", "") \
+        .replace("conv.conv.", "conv.").replace("mlstm_cell.", "")
+
+
+def plus_one(name, value, is_gradient):
+    """Their norm weights are stored minus 1."""
+    return {xlstm_name(name): value + 1 if "norm" in name and not is_gradient else value}
+
+
+@mixer
+def mlstm():
+    from xlstm.blocks.mlstm.layer import mLSTMLayer, mLSTMLayerConfig
+
+    def call(module, x):
+        with Constant():
+            return module(x)
+
+    golden("mlstm", "mlstm heads=2",
+           lambda: mLSTMLayer(mLSTMLayerConfig(embedding_dim=D, num_heads=2, context_length=max(LENGTHS))), call,
+           parts=plus_one, keep=("skip", "gate.bias"), cancelling=("mlstm_cell.igate.bias",))
+
+
+@mixer
+def mlstm_large():
+    from xlstm.xlstm_large import model as large
+
+    def make():
+        config = large.mLSTMLayerConfig(embedding_dim=D, num_heads=2, mlstm_backend=large.mLSTMBackendConfig(
+            chunkwise_kernel="parallel--native_autograd", sequence_kernel="native_sequence__native", step_kernel="native",
+            mode="train", return_last_states=False, autocast_kernel_dtype="float32"))
+        layer = large.mLSTMLayer(config)
+        backend = layer.mlstm_backend.forward
+        layer.mlstm_backend.forward = lambda **inputs: (backend(**inputs), None)  # it has no states to return
+        return layer
+
+    def call(module, x):
+        with Constant():
+            return module(x)[0]
+
+    golden("mlstm_large", "mlstm heads=2 form=large", make, call, keep=("gate_preact.bias",), eps=1e-6,
+           parts=lambda n, t, _: {xlstm_name(n): t}, cancelling=("igate_preact.bias",))
+
+
+@mixer
+def slstm():
+    from xlstm.blocks.slstm.layer import sLSTMLayer, sLSTMLayerConfig
+
+    def parts(name, value, is_gradient):
+        swap = {"igate.weight": "fgate.weight", "fgate.weight": "igate.weight"}  # theirs feed the other gate
+        if name.startswith(("slstm_cell._rec", "slstm_cell._bias")):
+            return {name.removeprefix("slstm_cell.").strip("_"): value}
+        return {swap.get(k, k): v for k, v in plus_one(name, value, is_gradient).items()}
+
+    golden("slstm", "slstm heads=2",
+           lambda: sLSTMLayer(sLSTMLayerConfig(embedding_dim=D, num_heads=2, backend="vanilla", dtype="float32",
+                                               enable_automatic_mixed_precision=False)), parts=parts)
+
+
+# ---- TTT, by its authors' PyTorch form ---------------------------------------------------------------------------
+
+
+@mixer
+def ttt():
+    """REFERENCES: a folder with ttt.py of test-time-training/ttt-lm-pytorch."""
+    sys.path.append(os.environ["REFERENCES"])
+    import ttt as f
+
+    def call(module, x):
+        return module(x, position_ids=torch.arange(x.shape[1])[None])
+
+    for kind, layer, lr in (("linear", f.TTTLinear, 1.0), ("mlp", f.TTTMLP, 0.1)):
+        config = f.TTTConfig(hidden_size=D, num_attention_heads=2, use_gate=True, share_qk=True, ttt_base_lr=lr)
+        golden(f"ttt_{kind}", f"ttt heads=2 inner={kind}", lambda: layer(config, 0), call,
+               keep=("learnable_token_idx", "ttt_norm", "W1", "W2"))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--to", help="another folder than mixers/")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    chosen = parser.parse_args()
+    golden_mixer.OUT = chosen.to or golden_mixer.OUT
+    for name in chosen.names or MIXERS:
+        MIXERS[name]()
+
+
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or MIXERS:
-        MIXERS[chosen]()
+    main()
