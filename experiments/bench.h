@@ -39,6 +39,14 @@ typedef wf_status (*wf_bench_fn)(void *arg);
 wf_status wf_bench_measure(const wf_bench_options *o, wf_bench_fn step, wf_bench_fn products, void *arg,
                            wf_bench_row *row);
 
+/* Run fn(arg, result) in a process of its own, so that its peak memory and its threads are its own; `size`
+ * bytes of `result` come back, or its error. No threads of OpenMP may have started in this process. */
+wf_status wf_bench_apart(wf_status (*fn)(void *arg, void *result), void *arg, void *result, size_t size);
+
+/* A context on the CPU for fn(c, arg, result), with `threads` (auto: as OpenMP says) threads. */
+typedef wf_status (*wf_bench_in_ctx)(wf_ctx *c, void *arg, void *result);
+wf_status wf_bench_with_ctx(int64_t threads, wf_bench_in_ctx fn, void *arg, void *result);
+
 double wf_bench_peak_mb(void);                /* largest resident memory of the process so far */
 void wf_bench_memory_peak(wf_bench_row *row); /* fill rss_mb and tensor_mb */
 

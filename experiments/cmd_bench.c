@@ -3,8 +3,6 @@
 #include <omp.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "core/op.h"
 #include "experiments/bench.h"
@@ -66,45 +64,26 @@ static void print_json(const wf_bench_row *r) {
          r->tensor_mb, omp_get_max_threads(), WEFT_VERSION);
 }
 
-static wf_status in_context(wf_ctx *c, const char *name, const flags *f) {
-  const wf_bench_options o = {.seconds = f->seconds, .repeats = f->repeats};
-  if (strcmp(name, "floor") == 0) return wf_bench_floor(c, &o);
-  wf_bench_row row = {.name = name, .start_mb = wf_bench_peak_mb()};
-  if (f->profile) wf_ctx_profile(c, true);
-  WF_TRY(measure(c, name, &o, &row));
-  (f->json ? print_json : print_row)(&row);
-  if (f->profile) wf_report_profile(stdout, c);
+typedef struct job {
+  const char *name;
+  const flags *f;
+} job;
+
+static wf_status in_context(wf_ctx *c, void *arg, void *result) {
+  const job *j = arg;
+  const wf_bench_options o = {.seconds = j->f->seconds, .repeats = j->f->repeats};
+  (void)result;
+  if (strcmp(j->name, "floor") == 0) return wf_bench_floor(c, &o);
+  wf_bench_row row = {.name = j->name, .start_mb = wf_bench_peak_mb()};
+  if (j->f->profile) wf_ctx_profile(c, true);
+  WF_TRY(measure(c, j->name, &o, &row));
+  (j->f->json ? print_json : print_row)(&row);
+  if (j->f->profile) wf_report_profile(stdout, c);
   return WF_OK;
 }
 
-static wf_status one_row(const char *name, const flags *f) {
-  wf_device *dev;
-  wf_ctx *c;
-  if (f->threads != WF_AUTO_I64) omp_set_num_threads((int)f->threads);
-  WF_TRY(wf_device_open(WF_CPU, 0, &dev));
-  wf_status s = wf_ctx_create(dev, &c);
-  if (s == WF_OK) {
-    s = in_context(c, name, f);
-    wf_ctx_free(c);
-  }
-  wf_device_close(dev);
-  return s;
-}
-
-static wf_status in_child(const char *name, const flags *f) {
-  fflush(stdout);
-  pid_t child = fork();
-  if (child < 0) return WF_FAIL(WF_EIO, "no process could be started for %s", name);
-  if (child == 0) {
-    wf_status s = one_row(name, f);
-    if (s != WF_OK) fprintf(stderr, "weft: %s: %s\n", name, wf_error_message());
-    fflush(stdout);
-    _exit(s == WF_OK ? 0 : 1);
-  }
-  int code;
-  if (waitpid(child, &code, 0) < 0 || code != 0)
-    return WF_FAIL(WF_EUNSUPPORTED, "the row %s could not be measured", name);
-  return WF_OK;
+static wf_status one_row(void *arg, void *result) {
+  return wf_bench_with_ctx(((const job *)arg)->f->threads, in_context, arg, result);
 }
 
 static wf_status known(const char *word) {
@@ -129,7 +108,8 @@ static wf_status run(const wf_args *a) {
       print_header();
       header = true;
     }
-    WF_TRY(in_child(rows[i], f));
+    const wf_status s = wf_bench_apart(one_row, &(job){rows[i], f}, NULL, 0);
+    if (s != WF_OK) return wf_context(s, "the row %s", rows[i]);
   }
   return WF_OK;
 }
@@ -140,7 +120,8 @@ const wf_command wf_cmd_bench = {
     .usage = "[floor] [nano] [small] [gpt2] [attention] [decode]",
     .more = "floor: the rates of products, reading, copying and exponentials, and what they allow.\n"
             "nano, small, gpt2: a training step; attention: 8 heads of 64 over 4096 tokens, forward and\n"
-            "backward; decode: a token of GPT-2 124M. Without a name: all.\n",
+            "backward; decode: a token of GPT-2 124M. Without a name: all.\n"
+            "See also weft bench mixers.\n",
     .flags = table,
     .flags_size = sizeof(flags),
     .most = ROWS,

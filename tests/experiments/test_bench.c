@@ -1,0 +1,114 @@
+/* weft bench mixers: every mixer is measured, failures are told, the plot's script is one that gnuplot takes.
+ */
+#define _GNU_SOURCE
+#include <jansson.h>
+#include <stdlib.h>
+
+#include "core/file.h"
+#include "core/memory.h"
+#include "layers/layer.h"
+#include "tests/check_main.h"
+#include "tests/experiments/run_weft.h"
+
+static const char quick[] = " --seconds 0 --repeats 1 --threads 1 --seq-len 8,33 -d 64";
+
+static void bench(const char *arguments, int code, const char *text) {
+  char line[1000];
+  snprintf(line, sizeof line, "bench mixers %s%s", arguments, quick);
+  expect(line, code, text);
+}
+
+START_TEST(a_row_has_its_figures) {
+  bench("attention simple_gla --json --heads 2 --batch 3", 0, "");
+  char *save = NULL;
+  int n = 0;
+  for (char *line = strtok_r(output, "\n", &save); line; line = strtok_r(NULL, "\n", &save), n++) {
+    json_error_t e;
+    json_t *o = json_loads(line, 0, &e);
+    ck_assert_msg(o != NULL, "%s", line);
+    ck_assert_str_eq(json_string_value(json_object_get(o, "mixer")), n < 2 ? "attention" : "simple_gla");
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "T")), n % 2 ? 33 : 8);
+    static const char *const positive[] = {"forward_s", "both_s",    "tokens_per_s", "flops_per_token",
+                                           "of_sgemm",  "tensor_mb", "peak_rss_mb"};
+    for (size_t i = 0; i < sizeof positive / sizeof *positive; i++)
+      ck_assert_msg(json_number_value(json_object_get(o, positive[i])) > 0, "%s: %s", positive[i], line);
+    /* 4 projections of 64 x 64, then 4 x 64 operations for each of (T + 1) / 2 keys in the mean */
+    if (n < 2) {
+      ck_assert_int_eq(json_integer_value(json_object_get(o, "parameters")), 4 * 64 * 64);
+      ck_assert_int_eq((int)json_number_value(json_object_get(o, "flops_per_token")),
+                       2 * 4 * 64 * 64 + 2 * 64 * ((n ? 33 : 8) + 1));
+    }
+    json_decref(o);
+  }
+  ck_assert_int_eq(n, 4);
+}
+END_TEST
+
+START_TEST(every_mixer_is_measured) {
+  bench("", 0, "of sgemm");
+  const wf_layer_type *t;
+  for (int i = 0; (t = wf_layer_at(i)); i++) {
+    if (t->kind != WF_LAYER_MIXER) continue;
+    char row[60];
+    const char *at = NULL;
+    snprintf(row, sizeof row, "\n%-18s %9d ", t->name, 33);
+    at = strstr(output, row);
+    ck_assert_msg(at != NULL, "%s: %s", t->name, output);
+    ck_assert_msg(strcspn(at + strlen(row), "0123456789") < strcspn(at + strlen(row), "-\n"), "%.200s",
+                  at + 1);
+  }
+}
+END_TEST
+
+START_TEST(mistakes_are_told) {
+  bench("atention", 1, "hint: did you mean attention?");
+  bench("attention --set headz=3", 1, "none of these mixers has an option \"headz\"");
+  bench("attention simple_gla --set conv=false", 0, "\nsimple_gla ");
+  bench("attention simple_gla --set gate_norm=-1", 1, "simple_gla: gate_norm");
+  bench("attention --plot x.pdf", 1, "a plot is a .png or .svg file, not x.pdf");
+  bench("attention simple_gla --heads 5", 1, "error: none of the mixers could be measured");
+  ck_assert_ptr_nonnull(strstr(output, "heads: 5 heads do not divide d_model 64"));
+  /* one that fails leaves the others */
+  bench("attention simple_gla --set kv_heads=3", 0, "kv_heads: 3 do not divide heads: 4");
+  ck_assert_ptr_nonnull(strstr(output, "\nsimple_gla                33 "));
+}
+END_TEST
+
+START_TEST(a_plot_needs_gnuplot) {
+  char line[600];
+  run("mkdir -p none with; printf '#!/bin/sh\\ncat > got\\n' > with/gnuplot; chmod +x with/gnuplot");
+  setenv("PATH", "/nowhere", 1);
+  bench("simple_gla --plot x.svg", 0, "weft: gnuplot is not installed: no plot is written\n");
+  ck_assert_ptr_nonnull(strstr(output, "\nsimple_gla                33 "));
+  snprintf(line, sizeof line, "%s/with:/usr/bin:/bin", temp_dir);
+  setenv("PATH", line, 1);
+  bench("simple_gla attention --plot \"it's.svg\"", 0, "plot: it's.svg\n");
+  run("cat got");
+  static const char *const parts[] = {"$d0 << E\n8 ",     "\n33 ",
+                                      "$d1 << E\n",       "set output 'it''s.svg'\n",
+                                      "set terminal svg", "$d1 using 1:3 with linespoints title 'attention'"};
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+    ck_assert_msg(strstr(output, parts[i]), "%s: %s", parts[i], output);
+  run("printf '#!/bin/sh\\ncat > got; exit 3\\n' > with/gnuplot");
+  bench("simple_gla --plot x.png", 1, "gnuplot failed with code 3");
+  /* the real one */
+  setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 1);
+  if (shell("command -v gnuplot > where") != 0) return;
+  bench("simple_gla attention --plot x.png", 0, "plot: x.png\n");
+  run("test $(wc -c < x.png) -gt 5000 && head -c 4 x.png | grep -q PNG");
+}
+END_TEST
+
+static Suite *suite(void) {
+  Suite *s = suite_create("bench");
+  TCase *t = tcase_create("bench");
+  tcase_add_unchecked_fixture(t, temp_dir_make, temp_dir_remove);
+  tcase_add_test(t, a_row_has_its_figures);
+  tcase_add_test(t, every_mixer_is_measured);
+  tcase_add_test(t, mistakes_are_told);
+  tcase_add_test(t, a_plot_needs_gnuplot);
+  suite_add_tcase(s, t);
+  return s;
+}
+
+WF_CHECK_MAIN(suite)
