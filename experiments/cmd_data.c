@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include "core/memory.h"
-#include "data/store.h"
+#include "data/bigram.h"
 #include "experiments/command.h"
 #include "experiments/human.h"
 
@@ -81,13 +81,32 @@ const wf_command wf_cmd_data_build = {
 /* --- info --- */
 
 typedef struct info_flags {
-  bool verify, sources;
+  bool verify, sources, bigram;
 } info_flags;
 
 static const wf_option info_table[] = {
     WF_OPT_BOOL(info_flags, verify, "false", "read the whole store and check every sum and every id"),
     WF_OPT_BOOL(info_flags, sources, "false", "list the files it was made from: sum, bytes, path"),
+    WF_OPT_BOOL(info_flags, bigram, "false",
+                "what a bigram model makes of the validation and test splits: the floor for others"),
     WF_OPT_END};
+
+static wf_status print_bigram(const wf_store *s) {
+  static const double K = 0.1;
+  const wf_split *p;
+  wf_bigram b;
+  for (int k = WF_VALIDATION; k < WF_N_SPLITS; k++) {
+    if (wf_store_split(s, k, &p) != WF_OK) {
+      wf_error_clear();
+      continue;
+    }
+    WF_TRY(wf_bigram_measure(s, k, K, &b));
+    printf("  bigram       %.4f bits per byte of %s (loss %.4f), pairs counted in train, %g added to each "
+           "count\n",
+           b.bits_per_byte, p->name, b.loss, K);
+  }
+  return WF_OK;
+}
 
 static wf_status info(const wf_args *a) {
   const info_flags *f = a->flags;
@@ -99,7 +118,8 @@ static wf_status info(const wf_args *a) {
     const char *text = wf_store_sources(s, &n);
     fwrite(text, 1, n, stdout);
   }
-  wf_status status = f->verify ? wf_store_verify(s) : WF_OK;
+  wf_status status = f->bigram ? print_bigram(s) : WF_OK;
+  if (f->verify && status == WF_OK) status = wf_store_verify(s);
   if (f->verify && status == WF_OK) printf("every sum and every id is right\n");
   wf_store_close(s);
   return status;

@@ -1,5 +1,6 @@
 /* weft data build and weft data info, started as a user starts them. */
 #define _GNU_SOURCE
+#include <math.h>
 #include <sys/wait.h>
 #include "tests/check_main.h"
 #include "tests/data/temporary.h"
@@ -34,6 +35,27 @@ START_TEST(builds_and_tells) {
 }
 END_TEST
 
+/* Of train's pairs ab is one of two, ba, bb, b\n and a\n are single; a and b are first three times each. So
+ * with 4 ids the held pairs ab, bb, b\n, ba, a\n, b\n have probability 2.1 / 3.4 and five times 1.1 / 3.4. */
+START_TEST(a_bigram_model_is_the_floor) {
+  char line[200];
+  temporary_make();
+  temporary_text("train", "ababb\n%\na\n%\n");
+  temporary_text("held", "abb\n%\nba\n%\nb\n");
+  expect("data build train --validation 0 --validation-file held --tokenizer chars --split % -o s.h5", 0, "");
+  expect("data info s.h5", 0, "vocabulary 4,");
+  ck_assert_ptr_null(strstr(output, "bigram"));
+  const double loss = -(log(2.1 / 3.4) + 5 * log(1.1 / 3.4)) / 6;
+  snprintf(line, sizeof line, "bigram       %.4f bits per byte of validation (loss %.4f)", loss / log(2),
+           loss);
+  expect("data info s.h5 --bigram", 0, line);
+  expect("data build train --validation 0 --test 0 --split % -o t.h5", 0, "");
+  expect("data info t.h5 --bigram", 0, "train");
+  ck_assert_ptr_null(strstr(output, "bigram"));
+  temporary_remove();
+}
+END_TEST
+
 START_TEST(bad_input) {
   temporary_make();
   temporary_text("text", "text");
@@ -58,6 +80,7 @@ static Suite *data_suite(void) {
   TCase *c = tcase_create("data");
   suite_add_tcase(s, c);
   tcase_add_test(c, builds_and_tells);
+  tcase_add_test(c, a_bigram_model_is_the_floor);
   tcase_add_test(c, bad_input);
   return s;
 }
