@@ -151,6 +151,10 @@ wf_tensor *wf_attend(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_ten
  * of no row). Attention over keys in parts is their mean by the softmax of these. */
 wf_tensor *wf_attend_lse(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
                          wf_tensor *b, wf_tensor *sink, const wf_attend_options *o, wf_tensor **lse);
+/* merge.c: attention over keys in n <= 16 parts, each with its output [..., V] and log-sum-exp [...]: the
+ * mean of the outputs by the softmax of the log-sum-exps, which is attention over all keys at once. -inf
+ * counts nothing. */
+wf_tensor *wf_merge(wf_ctx *c, int n, wf_tensor *const *o, wf_tensor *const *lse);
 /* Write x [n, ...] into cache [lanes, capacity, ...] at each row's lane and place; in place: the result is
  * the cache, as one variable. Its gradient is the slice that was written, taken out of the cache's gradient
  * (and zeroed there). Errors: a row beyond the capacity. */

@@ -8,14 +8,19 @@
  * 2023. Rotary: Su et al. 2021. ALiBi: Press et al. 2022. QK-norm: Henry et al. 2020, as RMS norm. Soft cap:
  * Gemma 2, 2024. Sinks: a learned logit for each head in the denominator of the softmax.
  *
+ * Forget gate (FoX, Lin et al. 2025): c_t - c_j is added to the scores,
+ *     c_t = sum_{i <= t} logsigmoid(x_i Wf + bf),
+ * a float64, for it grows with the sequence while its differences matter.
+ *
  * Sigmoid (Ramapuram et al. 2024): P = sigmoid(score - log n), n one constant, in place of the softmax.
- * Selective (Zhang et al. 2024): queries, values or both are multiplied, head by head, by
- *   tau_t = 1 + sigmoid(alpha) log(t + 1) + tanh(<u, gelu(z_t)>),  z the projection itself, t from 0
- * (a temperature: the larger, the sparser), u and alpha learned.
- * Weighted grouped-query (Chinnakonduru & Mohapatra 2024): projections for all heads, and key head g reads
- * with sum_{i in group g} m_i . W_i, m learned, 1 / group at first: a number a head, a vector over the head's
- * features (columns) or over the inputs (rows). The sum is formed of the weights, so it costs nothing a
- * token.
+ *
+ * Selective attention (Zhang et al. 2024): queries, values or both are multiplied, head by head, by
+ *     tau_t = 1 + sigmoid(alpha) log(t + 1) + tanh(<u, gelu(z_t)>),  t from 0,
+ * the larger, the sparser; z is the projection itself, u and alpha are learned.
+ *
+ * Weighted grouped-query (Chinnakonduru & Mohapatra 2024): the weights of key head g are the sum over its
+ * group of m_h . W_h, of projections for all heads; m is learned, 1 / group at first: a number for a head, a
+ * vector over its features (columns) or over the inputs (rows). It is a sum of weights: tokens cost the same.
  */
 #include "layers/parts.h"
 #include "core/memory.h"
@@ -35,7 +40,7 @@ typedef struct options {
   int64_t heads, kv_heads, head_dim, window, sigmoid_length;
   int position, kind, temperature, kv_weights;
   double rope_base, rope_fraction, softcap;
-  bool qk_norm, qk_norm_per_head, sinks, bias, output_gate;
+  bool qk_norm, qk_norm_per_head, sinks, bias, forget_gate, output_gate;
 } options;
 
 static const wf_option table[] = {
@@ -52,6 +57,8 @@ static const wf_option table[] = {
     WF_OPT_F64(options, softcap, "0", 0, 1e6, "cap tanh(score / cap); 0: none"),
     WF_OPT_BOOL(options, sinks, "false", "a learned logit for each head that takes part in the softmax only"),
     WF_OPT_BOOL(options, bias, "false", "biases on all four projections"),
+    WF_OPT_BOOL(options, forget_gate, "false",
+                "forgetting attention (FoX): the scores decay by data; usually with position none"),
     WF_OPT_BOOL(options, output_gate, "false", "the output times sigmoid(x Wg)"),
     WF_OPT_ENUM(options, kind, "softmax", kinds, "what scores become: softmax, or sigmoid of each"),
     WF_OPT_I64F(options, sigmoid_length, "auto", 1, INT64_C(1) << 40, WF_OPT_AUTO,
@@ -74,10 +81,11 @@ typedef struct attention {
   wf_param *w[3], *b[3]; /* q, k, v */
   wf_param *mix[3];      /* of k and v */
   wf_param *norm[2];     /* of q and k */
-  wf_param *out, *out_bias, *sink, *gate;
+  wf_param *out, *out_bias, *sink, *forget, *forget_bias, *gate;
   temper temper[3]; /* of q and v */
   double eps;
   double *slope; /* [H] or NULL; in the same allocation */
+  int sum_slot;
   wf_seq_attend_slots slots;
 } attention;
 
@@ -116,6 +124,10 @@ static wf_status declare(wf_build *b, attention *a) {
       WF_TRY(wf_build_linear(b, names[i], d, (i ? a->Hk : a->H) * a->K, b->init_std, &a->w[i],
                              a->o.bias ? &a->b[i] : NULL));
   }
+  if (a->o.forget_gate) {
+    WF_TRY(wf_build_linear(b, "f", d, a->H, b->init_std, &a->forget, &a->forget_bias));
+    WF_TRY(wf_build_state_exact(b, "forgotten", false, WF_SHAPE(a->H), &a->sum_slot));
+  }
   if (a->o.output_gate) WF_TRY(wf_build_linear(b, "g", d, a->H * a->K, b->init_std, &a->gate, NULL));
   WF_TRY(wf_build_linear(b, "o", a->H * a->K, d, b->out_std, &a->out, a->o.bias ? &a->out_bias : NULL));
   for (int i = 0; i < 2 && a->o.qk_norm; i++) {
@@ -127,7 +139,7 @@ static wf_status declare(wf_build *b, attention *a) {
     WF_TRY(wf_build_param(b, "sinks", WF_PARAM_NO_DECAY, wf_init_const(0), WF_SHAPE(a->H), &a->sink));
   if (a->o.temperature & TEMPER_Q) WF_TRY(declare_temper(b, a, "q", a->H, &a->temper[0]));
   if (a->o.temperature & TEMPER_V) WF_TRY(declare_temper(b, a, "v", a->Hk, &a->temper[2]));
-  return wf_seq_attend_state(b, a->Hk, a->K, a->K, 0, a->o.window, &a->slots);
+  return wf_seq_attend_state(b, a->Hk, a->K, a->K, a->o.forget_gate ? a->H : 0, a->o.window, &a->slots);
 }
 
 static wf_status check(const options *o, int64_t H, int64_t Hk, int64_t K) {
@@ -209,6 +221,13 @@ static wf_tensor *shaped(wf_run *r, const attention *a, wf_tensor *z, int i) {
   return a->temper[i].u ? wf_mul(c, x, tau(r, &a->temper[i], z)) : x;
 }
 
+/* c [n, H] of the forget gates. */
+static wf_tensor *forgotten(wf_run *r, const attention *a, wf_tensor *x) {
+  wf_ctx *c = r->c;
+  wf_tensor *f = wf_logsigmoid(c, wf_linear(c, x, wf_value(a->forget), wf_value(a->forget_bias)));
+  return wf_seq_diag(r, a->sum_slot, wf_cast(c, f, WF_F64), NULL, NULL);
+}
+
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const attention *a = self;
   wf_ctx *c = r->c;
@@ -220,6 +239,7 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   wf_linear_n(c, x, 3, w, b, y);
   for (int i = 0; i < 3; i++) y[i] = shaped(r, a, y[i], i);
   wf_seq_attend_in in = {.q = y[0], .k = y[1], .v = y[2], .sink = wf_value(a->sink), .slope = a->slope};
+  if (a->forget) in.c = forgotten(r, a, x);
   wf_tensor *o = wf_seq_attend(r, &a->slots, &in, &a->attend);
   o = wf_reshape(c, o, WF_SHAPE(-1, a->H * a->K));
   if (a->gate) o = wf_glu(c, WF_GLU_SIGMOID, wf_linear(c, x, wf_value(a->gate), NULL), o);
@@ -236,8 +256,8 @@ static double flops(const void *self, int64_t T) {
 const wf_layer_type wf_layer_attention = {
     .kind = WF_LAYER_MIXER,
     .name = "attention",
-    .help = "softmax attention: multi-head, grouped-query (kv_heads) and multi-query; sigmoid, "
-            "selective temperatures, weighted GQA",
+    .help = "softmax attention: multi-head, grouped-query (kv_heads) and multi-query; sigmoid, forget gate "
+            "(FoX), selective temperatures, weighted GQA",
     .paper = "Vaswani et al. 2017; Shazeer 2019; Ainslie et al. 2023; and those of the options",
     .options = table,
     .options_size = sizeof(options),

@@ -68,6 +68,19 @@ wf_tensor *wf_seq_log_position(wf_run *r, wf_dtype dtype);
 wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_seq_attend_in *in,
                          const wf_attend_options *o);
 
+/* One pattern of dilated attention (Ding et al. 2023): segments of `segment` tokens counted from the
+ * document's start; of each, head h keeps the tokens h mod dilation, and every dilation-th from there. */
+typedef struct wf_seq_pattern {
+  int64_t segment, dilation;
+} wf_seq_pattern;
+enum { WF_SEQ_PATTERNS = 16 }; /* at most */
+/* Causal attention inside segments, k and v of as many heads as q: for each head, token and pattern that
+ * keeps it, the kept tokens of its segment up to itself. The patterns' results are merged as one softmax over
+ * all their keys, a key counting once for each pattern that shows it; a token that no pattern keeps gives 0.
+ * Slots of window 0. -> o [n, H, V]. */
+wf_tensor *wf_seq_dilated(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
+                          wf_tensor *v, int n, const wf_seq_pattern *pattern, double scale);
+
 /* ---- serial ---- */
 
 /* The batch of one call: m rows, each with `len` tokens that begin `offset` tokens into a segment. */

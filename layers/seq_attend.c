@@ -110,3 +110,67 @@ wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_s
   wf_free(host);
   return wf_attend(r->c, in->q, k, v, span, a, b, in->sink, o);
 }
+
+/* ---- segments and dilation ---- */
+
+/* The rows of one pattern in a layout where (token, head) pairs are tokens of one head: of document row `d`
+ * the tokens of each segment and head are one row, dilation x heads apart. Appends to span; returns their
+ * number. */
+static int64_t pattern_rows(const wf_row *d, const wf_seq_pattern *p, int64_t H, bool cache, int64_t capacity,
+                            int64_t *span) {
+  int64_t rows = 0, end = d->pos + d->len, w = p->segment, r = p->dilation;
+  int64_t oldest = d->flags & WF_ROW_TAKES ? 0 : d->pos; /* the first position whose key is there */
+  int64_t key0 = (cache ? d->lane * capacity + d->place : d->begin) - d->pos;
+  for (int64_t from = d->pos / w * w; from < end; from += w)
+    for (int64_t h = 0; h < H; h++) {
+      int64_t to = from + w < end ? from + w : end, kept = from + h % r;
+      int64_t key = kept < oldest ? kept + (oldest - kept + r - 1) / r * r : kept;
+      int64_t query = key < d->pos ? key + (d->pos - key + r - 1) / r * r : key;
+      if (query >= to) continue;
+      if (span) {
+        span[0] = (d->begin + query - d->pos) * H + h;
+        span[1] = (to - 1 - query) / r + 1;
+        span[2] = (key0 + key) * H + h;
+        span[3] = (query - key) / r;
+        span += 4;
+      }
+      rows++;
+    }
+  return rows;
+}
+
+static wf_tensor *pattern_spans(wf_run *r, const wf_seq_pattern *p, int64_t H) {
+  const wf_rows *rows = r->rows;
+  int64_t capacity = r->state ? r->state->capacity : 0, n = 0, at = 0;
+  for (int64_t i = 0; i < rows->n; i++) n += pattern_rows(&rows->row[i], p, H, r->state, capacity, NULL);
+  int64_t *host = wf_alloc("rows", (size_t)(n + 1) * 4 * sizeof *host);
+  if (!host) return wf_poison(r->c, WF_ENOMEM);
+  for (int64_t i = 0; i < rows->n; i++)
+    at += pattern_rows(&rows->row[i], p, H, r->state, capacity, host + 4 * at);
+  wf_tensor *span = wf_from_host(r->c, "rows", WF_I64, WF_SHAPE(n, 4), host);
+  wf_free(host);
+  return span;
+}
+
+/* x [m, H, d] -> [m H, 1, d]: the same variable where it can be, as a cache must. */
+static wf_tensor *as_pairs(wf_ctx *c, wf_tensor *x) {
+  const int64_t shape[] = {x->shape[0] * x->shape[1], 1, x->shape[2]};
+  return wf_is_contiguous(x) ? wf_same_variable(x, 3, shape) : wf_reshape(c, x, 3, shape);
+}
+
+wf_tensor *wf_seq_dilated(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
+                          wf_tensor *v, int n, const wf_seq_pattern *pattern, double scale) {
+  wf_ctx *c = r->c;
+  layout how = r->state ? CACHE : FRESH;
+  k = pool_of(r, how, slots->k, k, 0);
+  v = pool_of(r, how, slots->v, v, 0);
+  if (wf_is_poison(q) || wf_is_poison(k) || wf_is_poison(v)) return wf_poison(c, WF_OK);
+  int64_t H = q->shape[1], V = v->shape[2];
+  q = as_pairs(c, q), k = as_pairs(c, k), v = as_pairs(c, v);
+  wf_tensor *o[WF_SEQ_PATTERNS], *lse[WF_SEQ_PATTERNS];
+  for (int i = 0; i < n; i++) {
+    wf_attend_options opts = {.scale = scale, .stride = pattern[i].dilation * H};
+    o[i] = wf_attend_lse(c, q, k, v, pattern_spans(r, &pattern[i], H), NULL, NULL, NULL, &opts, &lse[i]);
+  }
+  return wf_reshape(c, wf_merge(c, n, o, lse), WF_SHAPE(-1, H, V));
+}

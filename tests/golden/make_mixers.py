@@ -362,5 +362,16 @@ def main():
         MIXERS[name]()
 
 
+@mixer
+def fox():
+    import fla.layers.forgetting_attn as f
+    fla_golden("fox", "attention heads=4 position=none forget_gate=true",
+               lambda: f.ForgettingAttention(hidden_size=D, num_heads=4))
+    fla_golden("fox_full", "attention heads=4 kv_heads=2 position=none forget_gate=true output_gate=true qk_norm=true "
+               "qk_norm_per_head=true",
+               lambda: f.ForgettingAttention(hidden_size=D, num_heads=4, num_kv_heads=2, qk_norm=True,
+                                             use_output_gate=True))
+
+
 if __name__ == "__main__":
     main()

@@ -1,219 +1,7 @@
-/* Attention and its relatives against their definitions, written plainly with a T x T matrix of weights:
- * outputs, and gradients by differences of the definition. Then what must be equal to what. */
-#include "tests/layers/contract.h"
-#include "autograd/gradcheck.h"
-#include "core/memory.h"
-#include "tests/check_main.h"
-
-#include <math.h>
-#include <stdio.h>
-#include <string.h>
-
-#define OK(expr) ck_assert_msg((expr) == WF_OK, "%s: %s\n%s", #expr, wf_error_message(), wf_error_trace())
-
-/* ---- a layer alone, in float64 ---- */
-
-typedef struct layer {
-  wf_device *dev;
-  wf_ctx *c;
-  const wf_layer_type *type;
-  void *self;
-  wf_params params;
-  wf_state_spec state;
-  int64_t d;
-  double *w, *dw; /* values and gradients in the order of declaration */
-} layer;
-
-static double *random_doubles(int64_t n, const char *site, double size) {
-  double *x = wf_alloc("test", (size_t)(n + 1) * sizeof *x);
-  wf_rng_key key = wf_rng_key_make(11, "test", site);
-  for (int64_t i = 0; i < n; i++) x[i] = size * wf_rng_normal(key, (uint64_t)i);
-  return x;
-}
-
-static layer make(const char *text, int64_t d) {
-  layer l = {.d = d};
-  void *options;
-  OK(wf_device_open(WF_CPU, 0, &l.dev));
-  OK(wf_ctx_create(l.dev, &l.c));
-  l.type = wf_trial_parse(WF_LAYER_MIXER, text, &options);
-  wf_build b = {.params = &l.params,
-                .state = &l.state,
-                .prefix = "",
-                .d_model = d,
-                .n_layers = 1,
-                .init_std = 0.4,
-                .out_std = 0.4,
-                .norm_eps = 1e-6,
-                .context = 50};
-  OK(l.type->init(&b, options, &l.self));
-  wf_trial_free_options(l.type, options);
-  OK(wf_params_allocate(&l.params, l.c, WF_F64, NULL, NULL));
-  OK(wf_params_init(&l.params, 5));
-  l.w = random_doubles(l.params.numel, "offsets", 0.2);
-  l.dw = wf_calloc("test", (size_t)l.params.numel, sizeof *l.dw);
-  double *w = l.w; /* everything off its initial value */
-  for (int i = 0; i < l.params.n; w += l.params.param[i++]->numel) {
-    double *first = wf_alloc("test", (size_t)l.params.param[i]->numel * sizeof *first);
-    OK(wf_to_host(l.params.param[i]->value, first));
-    for (int64_t k = 0; k < l.params.param[i]->numel; k++) w[k] += first[k];
-    wf_free(first);
-  }
-  return l;
-}
-
-static void drop(layer *l) {
-  wf_free(l->w), wf_free(l->dw), wf_free(l->self);
-  wf_params_free(&l->params);
-  wf_state_spec_free(&l->state);
-  wf_ctx_free(l->c);
-  wf_device_close(l->dev);
-}
-
-/* The values of a parameter; NULL where the layer has none of that name. */
-static double *value(const layer *l, const char *name) {
-  double *w = l->w;
-  for (int i = 0; i < l->params.n; w += l->params.param[i++]->numel)
-    if (strcmp(l->params.param[i]->name, name) == 0) return w;
-  return NULL;
-}
-static int64_t numel(const layer *l, const char *name) {
-  for (int i = 0; i < l->params.n; i++)
-    if (strcmp(l->params.param[i]->name, name) == 0) return l->params.param[i]->numel;
-  return 0;
-}
-
-/* One document of T tokens: y and, for dy, dx and l->dw. */
-static void run(layer *l, int64_t T, const double *x, const double *dy, double *y, double *dx) {
-  wf_ctx *c = l->c;
-  wf_scope scope = wf_scope_open(c);
-  wf_rows *rows;
-  wf_tape *tape;
-  OK(wf_rows_fresh(c, 1, T, 0, &rows));
-  OK(wf_tape_create(c, &tape));
-  double *w = l->w;
-  for (int i = 0; i < l->params.n; w += l->params.param[i++]->numel)
-    OK(wf_tensor_write(l->params.param[i]->value, w));
-  wf_tensor *in = wf_from_host(c, "test", WF_F64, WF_SHAPE(T, l->d), x);
-  wf_tensor *cot = wf_from_host(c, "test", WF_F64, WF_SHAPE(T, l->d), dy);
-  wf_leaf leaf = {.grad = wf_zeros(c, "test", WF_F64, WF_SHAPE(T, l->d))};
-  wf_run r = {.c = c, .rows = rows};
-  wf_params_reset(&l->params);
-  wf_params_hold(&l->params);
-  OK(wf_params_watch(&l->params, tape));
-  OK(wf_tape_watch(tape, in, &leaf));
-  wf_tape_record(tape);
-  wf_tensor *out = l->type->forward(&r, l->self, in);
-  wf_tape_pause(tape);
-  OK(wf_ctx_check(c));
-  OK(wf_backward(tape, 1, &out, &cot));
-  wf_params_release(&l->params);
-  OK(wf_params_finish(&l->params));
-  OK(wf_to_host(out, y));
-  OK(wf_to_host(leaf.grad, dx));
-  double *dw = l->dw;
-  for (int i = 0; i < l->params.n; dw += l->params.param[i++]->numel)
-    OK(wf_to_host(l->params.param[i]->leaf.grad, dw));
-  wf_tape_free(tape);
-  wf_rows_free(rows);
-  wf_scope_close(c, scope);
-}
-
-static void agree(const char *what, int64_t T, int64_t n, const double *a, const double *b,
-                  double tolerance) {
-  wf_error e = wf_compare(n, a, b);
-  ck_assert_msg(e.err2 <= tolerance && e.errmax <= 10 * tolerance,
-                "%s, T %lld: err2 %.2e errmax %.2e at %lld", what, (long long)T, e.err2, e.errmax,
-                (long long)e.worst);
-}
-
-/* ---- definitions against layers ---- */
-
-/* What a definition needs to know beyond the parameters. */
-typedef struct shape {
-  int64_t H, Hk, window, n_sigmoid; /* window 0: all; n_sigmoid 0: softmax */
-  bool rope, qk_norm;
-} shape;
-
-typedef void (*definition)(const layer *l, const shape *s, int64_t T, const double *x, double *y);
-
-static double dot(int64_t n, const double *a, const double *b) {
-  double s = 0;
-  for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
-  return s;
-}
-
-/* <dy, y> of the definition. */
-static double objective(const layer *l, const shape *s, definition f, int64_t T, const double *x,
-                        const double *dy) {
-  double *y = wf_calloc("test", (size_t)(T * l->d), sizeof *y), sum;
-  f(l, s, T, x, y);
-  sum = dot(T * l->d, y, dy);
-  wf_free(y);
-  return sum;
-}
-
-/* <gradient, direction> of numbers `at` (n of them) against the definition's difference along it. */
-static void check_gradient(const char *name, const layer *l, const shape *s, definition f, int64_t T,
-                           const double *x, const double *dy, double *at, int64_t n, const double *gradient) {
-  double *dir = random_doubles(n, name, 1), *keep = random_doubles(n, name, 1), h = 1e-5;
-  memcpy(keep, at, (size_t)n * sizeof *keep);
-  for (int64_t i = 0; i < n; i++) at[i] = keep[i] + h * dir[i];
-  double plus = objective(l, s, f, T, x, dy);
-  for (int64_t i = 0; i < n; i++) at[i] = keep[i] - h * dir[i];
-  double minus = objective(l, s, f, T, x, dy);
-  memcpy(at, keep, (size_t)n * sizeof *keep);
-  double numeric = (plus - minus) / (2 * h), exact = dot(n, gradient, dir);
-  double size = sqrt(dot(n, gradient, gradient)) + 1e-3;
-  ck_assert_msg(fabs(numeric - exact) <= 1e-6 * size, "gradient of %s, T %lld: %.12g, by differences %.12g",
-                name, (long long)T, exact, numeric);
-  wf_free(dir), wf_free(keep);
-}
-
-static void check_definition(const char *text, int64_t d, shape s, definition f) {
-  static const int64_t lengths[] = {1, 2, 5, 63, 64, 65, 100};
-  layer l = make(text, d);
-  for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-    int64_t T = lengths[i], n = T * d;
-    double *x = random_doubles(n, "x", 1), *dy = random_doubles(n, "dy", 1);
-    double *y = wf_calloc("test", (size_t)n, 3 * sizeof *y), *want = y + n, *dx = want + n;
-    run(&l, T, x, dy, y, dx);
-    f(&l, &s, T, x, want);
-    agree(text, T, n, y, want, 1e-12);
-    check_gradient("x", &l, &s, f, T, x, dy, x, n, dx);
-    double *w = l.w, *dw = l.dw;
-    for (int p = 0; p < l.params.n; p++) {
-      const wf_param *q = l.params.param[p];
-      check_gradient(q->name, &l, &s, f, T, x, dy, w, q->numel, dw);
-      w += q->numel, dw += q->numel;
-    }
-    wf_free(x), wf_free(dy), wf_free(y);
-  }
-  drop(&l);
-  ck_assert_int_eq(wf_mem_live(), 0);
-}
+/* Attention with the options of its relatives against their definitions; then what must be equal to what. */
+#include "tests/layers/alone.h"
 
 /* ---- attention ---- */
-
-static double logsigmoid(double x) {
-  return x < 0 ? x - log1p(exp(x)) : -log1p(exp(-x));
-}
-static double sigmoid(double x) {
-  return 1 / (1 + exp(-x));
-}
-
-/* x W^T + b by name, [T, out]; zeros where the layer has no such weight. */
-static double *project(const layer *l, const char *name, int64_t T, const double *x, int64_t out) {
-  char full[32];
-  snprintf(full, sizeof full, "%s.weight", name);
-  const double *w = value(l, full);
-  snprintf(full, sizeof full, "%s.bias", name);
-  const double *b = value(l, full);
-  double *y = wf_calloc("test", (size_t)(T * out), sizeof *y);
-  for (int64_t t = 0; t < T && w; t++)
-    for (int64_t o = 0; o < out; o++) y[t * out + o] = dot(l->d, w + o * l->d, x + t * l->d) + (b ? b[o] : 0);
-  return y;
-}
 
 /* Keys or values of Hk heads out of projections of all H: z [T, H, K] weighted and summed over each group. */
 static double *project_mixed(const layer *l, const shape *s, const char *name, int64_t T, const double *x,
@@ -240,54 +28,6 @@ static double *project_mixed(const layer *l, const shape *s, const char *name, i
           }
       }
   return y;
-}
-
-/* RMS norm, rotary and temperature of z [T, heads, K]. */
-static void shape_heads(const layer *l, const shape *s, const char *name, int64_t T, int64_t heads, int64_t K,
-                        double *z) {
-  char full[32];
-  snprintf(full, sizeof full, "%s_temper.weight", name);
-  const double *u = value(l, full);
-  snprintf(full, sizeof full, "%s_temper.alpha", name);
-  const double *alpha = value(l, full);
-  snprintf(full, sizeof full, "%s_norm.weight", name);
-  const double *norm = value(l, full);
-  bool per_head = norm && numel(l, full) > K;
-  for (int64_t t = 0; t < T; t++)
-    for (int64_t h = 0; h < heads; h++) {
-      double *v = z + (t * heads + h) * K, tau = 1;
-      if (u) {
-        double s_u = 0;
-        for (int64_t c = 0; c < K; c++) s_u += u[h * K + c] * v[c] * 0.5 * erfc(-v[c] / sqrt(2));
-        tau = 1 + sigmoid(alpha[h]) * log((double)(t + 1)) + tanh(s_u);
-      }
-      if (norm) {
-        double root = sqrt(dot(K, v, v) / (double)K + 1e-6);
-        for (int64_t c = 0; c < K; c++) v[c] = v[c] / root * norm[per_head ? h * K + c : c];
-      }
-      if (s->rope && name[0] != 'v')
-        for (int64_t c = 0; c < K / 2; c++) {
-          double angle = (double)t * pow(10000, -2.0 * (double)c / (double)K), a = v[c], b = v[c + K / 2];
-          v[c] = a * cos(angle) - b * sin(angle);
-          v[c + K / 2] = b * cos(angle) + a * sin(angle);
-        }
-      for (int64_t c = 0; c < K; c++) v[c] *= tau;
-    }
-}
-
-/* y = (o . gate) Wo */
-static void project_out(const layer *l, int64_t T, const double *x, const double *o, int64_t wide,
-                        double *y) {
-  double *gate = value(l, "g.weight") ? project(l, "g", T, x, wide) : NULL;
-  const double *w = value(l, "o.weight"), *b = value(l, "o.bias");
-  for (int64_t t = 0; t < T; t++)
-    for (int64_t i = 0; i < l->d; i++) {
-      double sum = b ? b[i] : 0;
-      for (int64_t c = 0; c < wide; c++)
-        sum += w[i * wide + c] * o[t * wide + c] * (gate ? sigmoid(gate[t * wide + c]) : 1);
-      y[t * l->d + i] = sum;
-    }
-  wf_free(gate);
 }
 
 static void attention_definition(const layer *l, const shape *s, int64_t T, const double *x, double *y) {
@@ -326,6 +66,17 @@ START_TEST(plain) {
 }
 END_TEST
 
+START_TEST(forgetting) {
+  check_definition("attention heads=3 head_dim=4 forget_gate=true position=none", 8,
+                   (shape){3, 3, 0, 0, false, false}, attention_definition);
+  check_definition("attention heads=4 kv_heads=2 forget_gate=true output_gate=true qk_norm=true "
+                   "qk_norm_per_head=true position=none window=20",
+                   8, (shape){4, 2, 20, 0, false, true}, attention_definition);
+  check_definition("attention heads=2 kv_heads=1 forget_gate=true kind=sigmoid sigmoid_length=30", 8,
+                   (shape){2, 1, 0, 30, true, false}, attention_definition);
+}
+END_TEST
+
 START_TEST(by_sigmoid) {
   check_definition("attention heads=3 head_dim=4 kind=sigmoid", 8, (shape){3, 3, 0, 50, true, false},
                    attention_definition);
@@ -356,53 +107,6 @@ END_TEST
 
 /* ---- identities ---- */
 
-/* The gradient of x and the output of `text`, after `set` has changed its values; free with wf_free(*y). */
-static void outcome(const char *text, void (*set)(layer *l, const layer *other), const layer *other, layer *l,
-                    int64_t T, double **y, double **dx) {
-  int64_t n = T * 8;
-  double *x = random_doubles(n, "x", 1), *dy = random_doubles(n, "dy", 1);
-  *l = make(text, 8);
-  if (set) set(l, other);
-  *y = wf_calloc("test", (size_t)n, 2 * sizeof **y);
-  *dx = *y + n;
-  run(l, T, x, dy, *y, *dx);
-  wf_free(x), wf_free(dy);
-}
-
-static void expect_equal(const char *a, void (*set_a)(layer *l, const layer *other), const char *b,
-                         void (*set_b)(layer *l, const layer *other)) {
-  static const int64_t lengths[] = {1, 2, 63, 64, 65, 100, 1000};
-  for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-    int64_t T = lengths[i];
-    layer la, lb;
-    double *ya, *dxa, *yb, *dxb;
-    outcome(a, set_a, NULL, &la, T, &ya, &dxa);
-    outcome(b, set_b, &la, &lb, T, &yb, &dxb);
-    agree(a, T, T * 8, ya, yb, 1e-12);
-    agree(a, T, T * 8, dxa, dxb, 1e-11);
-    wf_free(ya), wf_free(yb);
-    drop(&la), drop(&lb);
-  }
-  ck_assert_int_eq(wf_mem_live(), 0);
-}
-
-static void fill(layer *l, const char *name, double x) {
-  double *w = value(l, name);
-  ck_assert_msg(w != NULL, "no %s", name);
-  for (int64_t i = 0; i < numel(l, name); i++) w[i] = x;
-}
-
-/* The values of the parameters that both have. */
-static void copy_common(layer *l, const layer *other) {
-  double *w = l->w;
-  for (int i = 0; i < l->params.n; w += l->params.param[i++]->numel) {
-    const char *name = l->params.param[i]->name;
-    const double *from = value(other, name);
-    if (from && numel(other, name) == l->params.param[i]->numel)
-      memcpy(w, from, (size_t)l->params.param[i]->numel * sizeof *w);
-  }
-}
-
 static void no_temperature(layer *l, const layer *other) {
   (void)other;
   fill(l, "q_temper.weight", 0), fill(l, "q_temper.alpha", -50);
@@ -412,6 +116,64 @@ static void no_temperature(layer *l, const layer *other) {
 START_TEST(no_temperature_is_attention) {
   expect_equal("attention heads=2 temperature=both", no_temperature, "attention heads=2", copy_common);
 }
+END_TEST
+
+static void open_gates(layer *l, const layer *other) {
+  (void)other;
+  fill(l, "f.weight", 0), fill(l, "f.bias", 60);
+}
+
+START_TEST(open_forget_gates_are_attention) {
+  expect_equal("attention heads=2 forget_gate=true", open_gates, "attention heads=2", copy_common);
+  expect_equal("attention heads=2 forget_gate=true window=9", open_gates, "attention heads=2 window=9",
+               copy_common);
+}
+END_TEST
+
+/* float32 against float64, at values that float32 holds, however far the gates' sums are from 0. */
+START_TEST(forgetting_in_float32) {
+  enum { T = 1000, N = T * 8 };
+  static const double biases[] = {4, 0, -5, -50};
+  for (int i = 0; i < 4; i++) {
+    double *x = random_doubles(N, "x", 1), *dy = random_doubles(N, "dy", 1), *y[2], *dx[2];
+    layer l[2];
+    for (int k = 0; k < 2; k++) {
+      l[k] = make_of(k ? WF_F64 : WF_F32, "attention heads=2 forget_gate=true position=none", 8);
+      fill(&l[k], "f.bias", biases[i]);
+      y[k] = wf_calloc("test", N, 2 * sizeof *y[k]);
+      dx[k] = y[k] + N;
+      for (int64_t e = 0; e < N; e++) x[e] = (double)(float)x[e], dy[e] = (double)(float)dy[e];
+      for (int64_t e = 0; e < l[k].params.numel; e++) l[k].w[e] = (double)(float)l[k].w[e];
+      run(&l[k], T, x, dy, y[k], dx[k]);
+    }
+    agree("output in float32", T, N, y[0], y[1], 1e-6);
+    agree("dx in float32", T, N, dx[0], dx[1], 2e-6);
+    int64_t at = value(&l[0], "f.weight") - l[0].w, n = numel(&l[0], "f.weight");
+    agree("gate's gradient in float32", T, n, l[0].dw + at, l[1].dw + at, 1e-5);
+    for (int k = 0; k < 2; k++) drop(&l[k]), wf_free(y[k]);
+    wf_free(x), wf_free(dy);
+  }
+}
+END_TEST
+
+/* The sums stay float64 in the state of a float32 model. */
+START_TEST(forgetting_in_pieces_in_float32) {
+  static const char *const blocks[] = {"attention heads=2 forget_gate=true position=none / -",
+                                       "attention heads=3 forget_gate=true window=5 head_dim=4 / gelu"};
+  wf_trial x;
+  wf_trial_make(&x, 2, blocks, &(wf_trial_options){.dtype = WF_F32, .packed = true});
+  double *a = wf_calloc("test", (size_t)x.numel, 2 * sizeof *a), *b = a + x.numel, loss[2];
+  wf_trial_gradient(&x, 0, a, &loss[0]);
+  wf_trial_gradient(&x, 5, b, &loss[1]);
+  agree("streamed in float32", 23, x.numel, b, a, 1e-5);
+  wf_trial_simulate(&x, 3, (int64_t[]){5, 11, 23}, false, b, &loss[1]);
+  agree("three ranks in float32", 23, x.numel, b, a, 1e-5);
+  wf_free(a);
+  wf_trial_free(&x);
+  ck_assert_int_eq(wf_mem_live(), 0);
+}
+END_TEST
+
 END_TEST
 
 /* Mean-pooled keys and values: weights of one group's mean. */
@@ -457,56 +219,47 @@ START_TEST(one_group_is_multi_query) {
 END_TEST
 
 START_TEST(mistakes) {
-  static const char *const bad[] = {"attention heads=4 kv_heads=3",
-                                    "attention heads=2 kind=sigmoid sinks=true", "attention heads=8"};
-  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-    void *options, *self = NULL;
-    const wf_layer_type *type = wf_trial_parse(WF_LAYER_MIXER, bad[i], &options);
-    wf_params params = {0};
-    wf_state_spec state = {0};
-    wf_build b = {.params = &params, .state = &state, .prefix = "", .d_model = 8};
-    ck_assert_int_eq(type->init(&b, options, &self), WF_EINVAL);
-    wf_trial_free_options(type, options);
-    wf_free(self);
-    wf_params_free(&params);
-    wf_state_spec_free(&state);
-  }
+  expect_refused("attention heads=4 kv_heads=3");
+  expect_refused("attention heads=2 kind=sigmoid sinks=true");
+  expect_refused("attention heads=8");
 }
 END_TEST
 
 /* ---- the contract ---- */
 
-#define CONTRACT(name, ...)                                           \
-  START_TEST(name) {                                                  \
-    static const char *const blocks[] = {__VA_ARGS__};                \
-    wf_trial_contract((int)(sizeof blocks / sizeof *blocks), blocks); \
-    ck_assert_int_eq(wf_mem_live(), 0);                               \
-  }                                                                   \
-  END_TEST
-
-CONTRACT(
+WF_CONTRACT_TEST(
     contract_sigmoid, "attention heads=2 kind=sigmoid / swiglu width=7",
     "attention heads=3 kv_heads=1 kind=sigmoid window=5 sigmoid_length=4 qk_norm=true position=alibi / -")
-CONTRACT(contract_selective, "attention heads=3 temperature=both qk_norm=true head_dim=6 / -",
-         "attention heads=4 kv_heads=2 head_dim=4 temperature=value window=6 / gelu width=5")
-CONTRACT(contract_weighted, "attention heads=4 kv_heads=2 head_dim=4 kv_weights=head bias=true / -",
-         "attention heads=3 kv_heads=1 kv_weights=row output_gate=true / -",
-         "attention heads=2 kv_heads=1 kv_weights=column window=4 / swiglu width=7")
-CONTRACT(contract_hybrid, "simple_gla heads=2 / -",
-         "attention heads=2 kind=sigmoid temperature=query / gelu width=5",
-         "attention heads=2 kv_heads=1 kv_weights=head position=none / -", "attention heads=2 window=4 / -")
+WF_CONTRACT_TEST(
+    contract_forgetting, "attention heads=2 forget_gate=true position=none / swiglu width=7",
+    "attention heads=4 kv_heads=2 head_dim=3 forget_gate=true window=6 position=alibi output_gate=true / -",
+    "attention heads=3 forget_gate=true window=1 sinks=true head_dim=4 / -")
+WF_CONTRACT_TEST(contract_selective, "attention heads=3 temperature=both qk_norm=true head_dim=6 / -",
+                 "attention heads=4 kv_heads=2 head_dim=4 temperature=value window=6 / gelu width=5")
+WF_CONTRACT_TEST(contract_weighted, "attention heads=4 kv_heads=2 head_dim=4 kv_weights=head bias=true / -",
+                 "attention heads=3 kv_heads=1 kv_weights=row output_gate=true / -",
+                 "attention heads=2 kv_heads=1 kv_weights=column window=4 / swiglu width=7")
+WF_CONTRACT_TEST(contract_hybrid, "simple_gla heads=2 / -",
+                 "attention heads=2 kind=sigmoid temperature=query / gelu width=5",
+                 "attention heads=2 kv_heads=1 kv_weights=head position=none forget_gate=true / -",
+                 "attention heads=2 window=4 / -")
 
 static Suite *suite(void) {
   Suite *s = suite_create("attention's kin");
   TCase *t = tcase_create("attention's kin");
   tcase_add_test(t, plain);
+  tcase_add_test(t, forgetting);
   tcase_add_test(t, by_sigmoid);
   tcase_add_test(t, selective);
   tcase_add_test(t, weighted_groups);
   tcase_add_test(t, no_temperature_is_attention);
+  tcase_add_test(t, open_forget_gates_are_attention);
+  tcase_add_test(t, forgetting_in_float32);
+  tcase_add_test(t, forgetting_in_pieces_in_float32);
   tcase_add_test(t, equal_weights_pool);
   tcase_add_test(t, one_group_is_multi_query);
   tcase_add_test(t, mistakes);
+  tcase_add_test(t, contract_forgetting);
   tcase_add_test(t, contract_sigmoid);
   tcase_add_test(t, contract_selective);
   tcase_add_test(t, contract_weighted);
