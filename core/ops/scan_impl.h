@@ -4,10 +4,10 @@
  * the delta rule) and so in what a chunk of tokens does to the state.
  *
  * Rows run in chunks of C tokens, each a few products of small matrices. The gradient goes through the chunks
- * backwards with the gradient of the state; states entering the chunks are formed again, by segments of about
- * sqrt(chunks), so that two square roots of them are held. A member gives a scan_kind: one chunk forward, the
- * state alone, one chunk backward. Rows, lanes, initial states, threads and sums over heads that share q and
- * k are here, once.
+ * backwards with the gradient of the state; states entering the chunks are formed again, for long rows by
+ * segments of about sqrt(chunks), so that two square roots of them are held. A member gives a scan_kind: one
+ * chunk forward, the state alone, one chunk backward. Rows, lanes, initial states, threads and sums over
+ * heads that share q and k are here, once.
  *
  * Heads share q and k in groups: head h of H reads group floor(h G / H). Where the heads of a group are
  * divided over threads, each range of heads sums its dq and dk apart and the ranges are added in order.
@@ -245,10 +245,12 @@ typedef struct scan_held {
   char *work;
 } scan_held;
 
-/* Chunks of a segment: the same for every row, as the longest needs. */
+/* Chunks of a segment: the same for every row, as the longest needs. All of them where their states are few
+ * enough to be held; otherwise about the root, and states are formed twice. */
 static int64_t scan_segment(const scan_args *a) {
+  enum { HELD = 32 << 20 }; /* bytes a thread */
   int64_t chunks = (a->longest + a->chunk - 1) / a->chunk, m = 1;
-  if (chunks <= 32) return chunks ? chunks : 1;
+  if (chunks * a->kdim * a->vpad * (int64_t)sizeof(real) <= HELD) return chunks ? chunks : 1;
   while (m * m < chunks) m++;
   return m;
 }
