@@ -233,6 +233,20 @@ wf_tensor *wf_scan_sum(wf_ctx *c, wf_tensor *x, bool pair, wf_tensor *state, wf_
 wf_tensor *wf_scan_max(wf_ctx *c, wf_tensor *x, wf_tensor *g, wf_tensor *state, wf_tensor *init,
                        const wf_rows *rows, wf_tensor **drop, wf_tensor **state_out);
 
+/* ---- scan_selective.c ---- */
+typedef struct wf_selective_in {
+  wf_tensor *x, *dt; /* [n, d]; dt >= 0 */
+  wf_tensor *A;      /* [d, N], negative */
+  wf_tensor *B, *C;  /* [n, N] */
+  wf_tensor *D;      /* [d] or NULL (0) */
+  wf_tensor *init;   /* [d, N] or NULL (zero): the learned state of a fresh row */
+} wf_selective_in;
+/* Mamba's selective scan (mixers 5): h_t[d,n] = e^{dt_t[d] A[d,n]} h_{t-1}[d,n] + dt_t[d] B_t[n] x_t[d],
+ * y_t[d] = sum_n C_t[n] h_t[d,n] + D[d] x_t[d]. state [lanes, d, N] or NULL (all rows fresh) -> y [n, d],
+ * *state_out [lanes, d, N] (may be NULL). */
+wf_tensor *wf_selective_scan(wf_ctx *c, const wf_selective_in *in, wf_tensor *state, const wf_rows *rows,
+                             wf_tensor **state_out);
+
 #ifdef __cplusplus
 }
 #endif

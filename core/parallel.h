@@ -9,6 +9,7 @@
 #ifndef WF_CORE_PARALLEL_H
 #define WF_CORE_PARALLEL_H
 
+#include <stddef.h>
 #include <stdint.h>
 #ifdef _OPENMP
 #  include <omp.h>
@@ -30,6 +31,16 @@ static inline int wf_threads_for(int64_t n, int64_t cost) {
 /* The k-th of `parts` ranges of n items: [begin, end). */
 static inline int64_t wf_range_begin(int64_t n, int k, int parts) {
   return n / parts * k + (n % parts < k ? n % parts : k);
+}
+
+/* The calling thread's part of `work`, inside a region: each thread has `each` bytes. */
+static inline void *wf_thread_space(void *work, size_t each) {
+#ifdef _OPENMP
+  return (char *)work + each * (size_t)omp_get_thread_num();
+#else
+  (void)each;
+  return work;
+#endif
 }
 
 #define WF_PRAGMA_(x) _Pragma(#x)

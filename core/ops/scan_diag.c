@@ -7,6 +7,8 @@
 
 #ifdef WF_KERNEL_PASS
 
+enum { AT_ONCE = 256 }; /* channels */
+
 static void forward(const diag_args *a, const wf_row *r, int64_t c0, int64_t c1) {
   const real *before = diag_start(a, r);
   for (int64_t t = r->begin; t < r->begin + r->len; t++) {
@@ -37,41 +39,72 @@ WF_KERNEL(scan_diag) {
   return WF_OK;
 }
 
-/* G = e^g G, and dg of token t. */
-static void decay(const diag_args *a, int64_t t, int64_t c0, int64_t c1, const real *before,
-                  real *restrict G_t) {
+static inline void add_to(int64_t n, const real *restrict from, real *restrict to) {
+  for (int64_t i = 0; i < n; i++) to[i] += from[i];
+}
+
+/* back = e^g back, from token t to what was before it, and dg_t; `before`: h_{t-1}, NULL for 0. */
+static void decay(const diag_args *a, int64_t t, int64_t c0, int64_t c1, const real *restrict before,
+                  real *restrict back) {
   const diag_grad *o = &a->grad[G];
-  const real *g = a->g + t * a->gs;
-  real *dg = o->p ? o->p + t * o->s : NULL;
+  const real *restrict g = a->g + t * a->gs;
+  real *restrict dg = o->p ? o->p + t * o->s : NULL;
   if (a->wide == 1) {
     WF_PRAGMA(omp simd)
-    for (int64_t c = c0; c < c1; c++) G_t[c] *= tile_exp(g[c]);
+    for (int64_t c = c0; c < c1; c++) back[c] *= tile_exp(g[c]);
     if (dg && !o->add) memset(dg + c0, 0, (size_t)(c1 - c0) * sizeof *dg);
-    for (int64_t c = c0; c < c1 && dg && before; c++) dg[c] += G_t[c] * before[c];
+    if (dg && before)
+      for (int64_t c = c0; c < c1; c++) dg[c] += back[c] * before[c];
     return;
   }
   for (int64_t c = c0; c < c1; c += a->wide) {
     real keep = tile_exp(g[c / a->wide]);
-    for (int64_t i = c; i < c + a->wide; i++) G_t[i] *= keep;
+    for (int64_t i = c; i < c + a->wide; i++) back[i] *= keep;
     if (!dg) continue;
-    real sum = before ? tile_dot(a->wide, G_t + c, before + c) : 0;
+    real sum = before ? tile_dot(a->wide, back + c, before + c) : 0;
     dg[c / a->wide] = sum + (o->add ? dg[c / a->wide] : 0);
   }
 }
 
-static void backward(const diag_args *a, const wf_row *r, int64_t c0, int64_t c1) {
-  real *restrict G_t = a->first + (r - a->row) * a->d;
-  memset(G_t + c0, 0, (size_t)(c1 - c0) * sizeof *G_t);
-  if (a->dleft && wf_row_leaves(r))
-    memcpy(G_t + c0, a->dleft + r->lane * a->d + c0, (size_t)(c1 - c0) * sizeof *G_t);
+/* Asks for the lines of token t, which is next: hardware does not foresee a walk backwards over lines that
+ * are each read forwards, and halves its rate. Always inlined, or gcc drops a function that does nothing
+ * else. */
+static inline __attribute__((always_inline)) void foresee(const diag_args *a, int64_t t, int64_t c0,
+                                                          int64_t c1) {
+  for (int64_t c = c0; c < c1; c += 64 / (int64_t)sizeof(real)) {
+    if (a->dh) __builtin_prefetch(a->dh + t * a->dhs + c);
+    __builtin_prefetch(a->h + (t - 1) * a->d + c);
+    if (a->wide == 1) __builtin_prefetch(a->g + t * a->gs + c);
+    if (a->grad[X].p) __builtin_prefetch(a->grad[X].p + t * a->grad[X].s + c, 1);
+    if (a->wide == 1 && a->grad[G].p) __builtin_prefetch(a->grad[G].p + t * a->grad[G].s + c, 1);
+  }
+}
+
+/* Token t, channels c0 .. c1-1: `back` goes from what later tokens send to h_t to what h_{t-1} receives. */
+static void token_back(const diag_args *a, int64_t t, int64_t c0, int64_t c1, const real *before,
+                       real *back) {
   const diag_grad *o = &a->grad[X];
+  if (a->dh) add_to(c1 - c0, a->dh + t * a->dhs + c0, back + c0);
+  real *dx = o->p ? o->p + t * o->s + c0 : NULL;
+  if (dx && o->add)
+    add_to(c1 - c0, back + c0, dx);
+  else if (dx)
+    memcpy(dx, back + c0, (size_t)(c1 - c0) * sizeof *dx);
+  decay(a, t, c0, c1, before, back);
+}
+
+static void backward(const diag_args *a, const wf_row *r, int64_t c0, int64_t c1) {
+  real *back = a->first + (r - a->row) * a->d;
+  memset(back + c0, 0, (size_t)(c1 - c0) * sizeof *back);
+  if (a->dleft && wf_row_leaves(r)) add_to(c1 - c0, a->dleft + r->lane * a->d + c0, back + c0);
+  int64_t few = a->wide < AT_ONCE ? AT_ONCE / a->wide * a->wide : a->wide; /* they stay in the first cache */
   for (int64_t t = r->begin + r->len - 1; t >= r->begin; t--) {
-    const real *dh = a->dh ? a->dh + t * a->dhs : NULL;
-    real *dx = o->p ? o->p + t * o->s : NULL;
-    for (int64_t c = c0; c < c1 && dh; c++) G_t[c] += dh[c];
-    if (dx && !o->add) memset(dx + c0, 0, (size_t)(c1 - c0) * sizeof *dx);
-    for (int64_t c = c0; c < c1 && dx; c++) dx[c] += G_t[c];
-    decay(a, t, c0, c1, t > r->begin ? a->h + (t - 1) * a->d : diag_start(a, r), G_t);
+    const real *before = t > r->begin ? a->h + (t - 1) * a->d : diag_start(a, r);
+    for (int64_t c = c0; c < c1; c += few) {
+      int64_t end = c1 - c < few ? c1 : c + few;
+      if (t > r->begin + 1) foresee(a, t - 1, c, end);
+      token_back(a, t, c, end, before, back);
+    }
   }
 }
 
