@@ -158,6 +158,17 @@ wf_status wf_bench_with_ctx(int64_t threads, wf_bench_in_ctx fn, void *arg, void
   return s;
 }
 
+static wf_status product_rate(wf_ctx *c, void *arg, void *result) {
+  (void)arg;
+  return wf_rate_matrix(c, 2048, 0.3, result);
+}
+static wf_status product_rate_apart(void *arg, void *result) {
+  return wf_bench_with_ctx(*(int64_t *)arg, product_rate, NULL, result);
+}
+wf_status wf_bench_product_rate(int64_t threads, double *flops) {
+  return wf_bench_apart(product_rate_apart, &threads, flops, sizeof *flops);
+}
+
 wf_status wf_bench_memory_rates(wf_ctx *c, double *read, double *copy) {
   wf_ctx *own;
   WF_TRY(wf_ctx_create(wf_ctx_device(c), &own));

@@ -47,6 +47,9 @@ wf_status wf_bench_apart(wf_status (*fn)(void *arg, void *result), void *arg, vo
 typedef wf_status (*wf_bench_in_ctx)(wf_ctx *c, void *arg, void *result);
 wf_status wf_bench_with_ctx(int64_t threads, wf_bench_in_ctx fn, void *arg, void *result);
 
+/* Operations a second of a product of 2048 x 2048 with so many threads, in a process of its own. */
+wf_status wf_bench_product_rate(int64_t threads, double *flops);
+
 double wf_bench_peak_mb(void);                /* largest resident memory of the process so far */
 void wf_bench_memory_peak(wf_bench_row *row); /* fill rss_mb and tensor_mb */
 

@@ -121,7 +121,7 @@ const wf_command wf_cmd_bench = {
     .more = "floor: the rates of products, reading, copying and exponentials, and what they allow.\n"
             "nano, small, gpt2: a training step; attention: 8 heads of 64 over 4096 tokens, forward and\n"
             "backward; decode: a token of GPT-2 124M. Without a name: all.\n"
-            "See also weft bench mixers.\n",
+            "See also weft bench mixers and weft bench scan.\n",
     .flags = table,
     .flags_size = sizeof(flags),
     .most = ROWS,

@@ -9,7 +9,6 @@
 #include "experiments/bench_mixers.h"
 #include "experiments/command.h"
 #include "experiments/human.h"
-#include "experiments/rates.h"
 #include "experiments/single.h"
 
 enum { MOST_MIXERS = 256, MOST_T = 32 };
@@ -22,7 +21,7 @@ typedef struct flags {
 } flags;
 
 static const wf_option table[] = {
-    WF_OPT_I64(flags, d_model, "256", 1, 1 << 20, "width"),
+    WF_OPT_I64(flags, d_model, "384", 1, 1 << 20, "width"),
     WF_OPT_I64F(flags, heads, "auto", 1, 65536, WF_OPT_AUTO,
                 "heads, of mixers that have them; auto: their default"),
     WF_OPT_STR(flags, seq_len, "1k,4k,16k", "lengths T, a list; k and M are powers of 1024"),
@@ -104,17 +103,10 @@ typedef struct job {
   wf_bench_mixer mixer;
 } job;
 
-static wf_status rate_in_ctx(wf_ctx *c, void *arg, void *result) {
-  (void)arg;
-  return wf_rate_matrix(c, 1024, 0.3, result);
-}
 static wf_status mixer_in_ctx(wf_ctx *c, void *arg, void *result) {
   const job *j = arg;
   const wf_bench_options o = {.seconds = j->m->f->seconds, .repeats = j->m->f->repeats};
   return wf_bench_mixer_run(c, &j->mixer, &o, result);
-}
-static wf_status rate(void *arg, void *result) {
-  return wf_bench_with_ctx(((const job *)arg)->m->f->threads, rate_in_ctx, arg, result);
 }
 static wf_status mixer(void *arg, void *result) {
   return wf_bench_with_ctx(((const job *)arg)->m->f->threads, mixer_in_ctx, arg, result);
@@ -125,7 +117,7 @@ static wf_status mixer(void *arg, void *result) {
 static void print_header(const mixers *m) {
   const flags *f = m->f;
   printf("width %lld, batch %lld, float32; of sgemm: operations of forward + backward a second, over the\n"
-         "%.1f G/s of a product of 1024 x 1024; peak: Weft's own count of memory\n",
+         "%.1f G/s of a product of 2048 x 2048; peak: Weft's own count of memory\n",
          (long long)f->d_model, (long long)f->batch, 1e-9 * m->matrix_rate);
   printf("%-18s %9s %12s %12s %12s %12s %12s %9s %10s\n", "mixer", "T", "forward ms", "tokens/s",
          "fwd+bwd ms", "tokens/s", "ns a token", "of sgemm", "peak MB");
@@ -172,7 +164,7 @@ static wf_status plot(const mixers *m) {
 static wf_status measure(mixers *m) {
   int failed = 0;
   job j = {.m = m};
-  WF_TRY(wf_bench_apart(rate, &j, &m->matrix_rate, sizeof m->matrix_rate));
+  WF_TRY(wf_bench_product_rate(m->f->threads, &m->matrix_rate));
   if (!m->f->json) print_header(m);
   for (int i = 0; i < m->n; i++)
     for (int k = 0; k < m->n_T; k++) {

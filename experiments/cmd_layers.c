@@ -16,7 +16,7 @@ typedef struct flags {
 } flags;
 
 static const wf_option table[] = {
-    WF_OPT_I64(flags, d_model, "512", 1, 1 << 20, "width"),
+    WF_OPT_I64(flags, d_model, "768", 1, 1 << 20, "width"),
     WF_OPT_STR(flags, seq_len, "1k,4k,16k,64k", "positions T, a list; k and M are powers of 1024"),
     WF_OPT_END};
 

@@ -36,7 +36,7 @@ fi
 # Layers whose defaults are sizes of large models get those of WIDTH.
 options_of() {
   case $1 in
-  *) echo "" ;;
+  longnet) echo ", heads: 4" ;;
   esac
 }
 

@@ -1,4 +1,5 @@
-/* weft bench mixers: every mixer is measured, failures are told, the plot's script is one that gnuplot takes.
+/* weft bench mixers and weft bench scan: every mixer is measured, failures are told, the plot's script is one
+ * that gnuplot takes.
  */
 #define _GNU_SOURCE
 #include <jansson.h>
@@ -6,15 +7,16 @@
 
 #include "core/file.h"
 #include "core/memory.h"
+#include "experiments/bench_scan.h"
 #include "layers/layer.h"
 #include "tests/check_main.h"
 #include "tests/experiments/run_weft.h"
 
-static const char quick[] = " --seconds 0 --repeats 1 --threads 1 --seq-len 8,33 -d 64";
+static const char quick[] = " --seconds 0 --repeats 1 --threads 1 --seq-len 8,33";
 
 static void bench(const char *arguments, int code, const char *text) {
   char line[1000];
-  snprintf(line, sizeof line, "bench mixers %s%s", arguments, quick);
+  snprintf(line, sizeof line, "bench mixers%s -d 64 %s", quick, arguments);
   expect(line, code, text);
 }
 
@@ -45,7 +47,7 @@ START_TEST(a_row_has_its_figures) {
 END_TEST
 
 START_TEST(every_mixer_is_measured) {
-  bench("", 0, "of sgemm");
+  bench("-d 384", 0, "of sgemm"); /* the default: heads and head sizes of all defaults divide it */
   const wf_layer_type *t;
   for (int i = 0; (t = wf_layer_at(i)); i++) {
     if (t->kind != WF_LAYER_MIXER) continue;
@@ -99,6 +101,39 @@ START_TEST(a_plot_needs_gnuplot) {
 }
 END_TEST
 
+START_TEST(the_family_is_measured) {
+  expect("bench scan --seconds 0 --repeats 1 --threads 1 --size 5,16 --seq-len 7,70 --heads 3 --batch 2 "
+         "--attention 10 "
+         "--json",
+         0, "");
+  char *save = NULL;
+  int n = 0, beside = 0, members = 0;
+  for (const wf_bench_member *m = wf_bench_members; m->name; m++) members++;
+  for (char *line = strtok_r(output, "\n", &save); line; line = strtok_r(NULL, "\n", &save), n++) {
+    json_error_t e;
+    json_t *o = json_loads(line, 0, &e);
+    ck_assert_msg(o != NULL, "%s", line);
+    const int in_size = n % (2 * members - 1), T = in_size < members ? 7 : 70; /* attention at 7 alone */
+    ck_assert_str_eq(json_string_value(json_object_get(o, "member")),
+                     wf_bench_members[T == 7 ? in_size : in_size - members + 1].name);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "size")), n < 2 * members - 1 ? 5 : 16);
+    ck_assert_int_eq(json_integer_value(json_object_get(o, "T")), T);
+    const double both = json_number_value(json_object_get(o, "both_s"));
+    ck_assert_double_gt(both, 0);
+    ck_assert_double_eq_tol(json_number_value(json_object_get(o, "ns_per_token")), 1e9 * both / (2 * T),
+                            1e-3 * 1e9 * both);
+    beside += json_object_get(o, "attention_s") != NULL;
+    json_decref(o);
+  }
+  ck_assert_int_eq(n, 2 * (2 * members - 1));
+  ck_assert_int_eq(beside, 2 * (members - 1));
+  expect("bench scan scaler", 1, "hint: did you mean scalar?");
+  expect("bench scan scalar --size 0", 1, "--size: \"0\" is no count");
+  expect("bench scan scalar --seconds 0 --repeats 1 --threads 1 --size 4 --seq-len 9 --chunk 1", 0,
+         "\nscalar ");
+}
+END_TEST
+
 static Suite *suite(void) {
   Suite *s = suite_create("bench");
   TCase *t = tcase_create("bench");
@@ -107,6 +142,7 @@ static Suite *suite(void) {
   tcase_add_test(t, every_mixer_is_measured);
   tcase_add_test(t, mistakes_are_told);
   tcase_add_test(t, a_plot_needs_gnuplot);
+  tcase_add_test(t, the_family_is_measured);
   suite_add_tcase(s, t);
   return s;
 }

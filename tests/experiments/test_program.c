@@ -87,7 +87,7 @@ START_TEST(layers_are_listed_and_explained) {
   expect("layers attention --set headz=2", 1, "hint: did you mean heads?");
   expect("layers attention --set heads", 1, "\"heads\" is no key=value");
   expect("layers attention --set heads=7", 1,
-         "attention of width 512: heads: 7 heads do not divide d_model 512");
+         "attention of width 768: heads: 7 heads do not divide d_model 768");
   expect("layers attention --seq-len 1k,0", 1, "--seq-len: \"0\" is no count");
 }
 END_TEST
