@@ -96,11 +96,6 @@ static const wf_family_rule llama_rules[] = {
     WF_SAME("lm_head.weight", "head.weight"),
     {0}};
 
-static double kv_heads(const wf_family_model *m) {
-  const wf_config_part *mixer = &m->block[0]->mixer;
-  return (double)wf_part_i64(mixer, "kv_heads", wf_part_i64(mixer, "heads", 0));
-}
-
 static double head_dim(const wf_family_model *m) {
   const wf_config_part *mixer = &m->block[0]->mixer;
   return (double)wf_part_i64(mixer, "head_dim", m->cfg->model.d_model / wf_part_i64(mixer, "heads", 1));
@@ -111,7 +106,7 @@ static const wf_family_key llama_keys[] = {
     WF_KEY("hidden_size", "model.d_model"),
     WF_KEY("num_hidden_layers", "repeat"),
     WF_KEY("num_attention_heads", "mixer.heads"),
-    WF_KEY("num_key_value_heads", "mixer.kv_heads", .missing = WF_KEEP, .value = kv_heads),
+    WF_KEY("num_key_value_heads", "mixer.kv_heads", .missing = WF_KEEP, .value = wf_family_kv_heads),
     WF_KEY("head_dim", "mixer.head_dim", .missing = WF_KEEP, .value = head_dim),
     WF_KEY("max_position_embeddings", "model.max_positions", .missing = "2048", .value = wf_family_positions),
     WF_KEY("vocab_size", "model.vocab", .value = wf_family_vocab),

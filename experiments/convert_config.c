@@ -97,7 +97,7 @@ static wf_status text_of(const char *key, const json_t *v, char out[64]) {
   else if (json_is_string(v))
     n = snprintf(out, 64, "%s", json_string_value(v));
   else
-    return WF_FAIL(WF_EFORMAT, "%s is neither number nor text", key);
+    n = snprintf(out, 64, json_is_array(v) ? "a list" : "an object");
   return n < 64 ? WF_OK : WF_FAIL(WF_EFORMAT, "%s is too long: %.60s", key, out);
 }
 
@@ -229,12 +229,31 @@ static wf_status read_root(const json_t *o, const wf_family **f, wf_text *t) {
   return to_yaml(*f, o, &v, t);
 }
 
+/* Python writes Infinity and NaN, which JSON has not: a number as wide in their place, outside of strings. */
+static void replace_infinities(char *json, size_t n) {
+  static const char *const words[] = {"Infinity", "1.0e+308", "NaN", "0.0"};
+  bool quoted = false;
+  for (size_t i = 0; i < n; i++) {
+    if (json[i] == '"') quoted = !quoted;
+    if (quoted && json[i] == '\\') i++; /* and what it escapes */
+    for (int k = 0; k < 4 && !quoted; k += 2) {
+      size_t length = strlen(words[k]);
+      if (n - i >= length && memcmp(json + i, words[k], length) == 0) memcpy(json + i, words[k + 1], length);
+    }
+  }
+}
+
 wf_status wf_family_read_config(const char *name, const char *json, size_t n, const wf_family **f,
                                 char **yaml) {
   json_error_t where;
   wf_text t = {0};
   *yaml = NULL;
-  json_t *root = json_loadb(json, n, JSON_REJECT_DUPLICATES, &where);
+  char *copy = wf_alloc("convert", n + 1);
+  if (!copy) return wf_frame_at(__FILE__, __LINE__, __func__, WF_ENOMEM);
+  memcpy(copy, json, n);
+  replace_infinities(copy, n);
+  json_t *root = json_loadb(copy, n, JSON_REJECT_DUPLICATES, &where);
+  wf_free(copy);
   if (!root) return WF_FAIL(WF_EFORMAT, "%s:%d:%d: no JSON: %s", name, where.line, where.column, where.text);
   wf_status s = read_root(root, f, &t);
   json_decref(root);
@@ -262,6 +281,11 @@ double wf_family_mlp_width(const wf_family_model *m) {
 double wf_family_positions(const wf_family_model *m) {
   int64_t n = m->cfg->model.max_positions;
   return (double)(n == WF_AUTO_I64 ? m->cfg->data.seq_len : n);
+}
+
+double wf_family_kv_heads(const wf_family_model *m) {
+  const wf_config_part *mixer = &m->block[0]->mixer;
+  return (double)wf_part_i64(mixer, "kv_heads", wf_part_i64(mixer, "heads", 0));
 }
 
 /* The struct that an option of the path lies in. */
@@ -295,22 +319,23 @@ static json_t *value_of(const wf_family_model *m, const wf_family_key *k) {
   if (k->value) return json_real(k->value(m));
   const void *self = holder_of(m, k->ours);
   if (!self) return json_null(); /* of a kind of block that the model has not */
-  if (o->type == WF_OPT_TYPE_F64)
-    return json_real(*(const double *)(const void *)((const char *)self + o->offset));
+  if (o->type == WF_OPT_TYPE_F64) {
+    double x = *(const double *)(const void *)((const char *)self + o->offset);
+    return k->whole ? json_integer((json_int_t)x) : json_real(x);
+  }
   wf_options_print(o, self, text, sizeof text);
   for (const char *const *w = k->words; w && *w; w += 2)
     if (strcmp(w[1], text) == 0) return json_string(w[0]);
   return json_of(text);
 }
 
-/* Sets "a.b" in the object a of o. Takes v. */
-static bool put(json_t *o, const char *key, json_t *v) {
+bool wf_json_put(json_t *o, const char *key, json_t *v) {
   const char *dot = strchr(key, '.');
   char head[64];
   if (!o || !v || !dot) return o && v && json_object_set_new(o, key, v) == 0;
   snprintf(head, sizeof head, "%.*s", (int)(dot - key), key);
   if (!json_object_get(o, head)) json_object_set_new(o, head, json_object());
-  return put(json_object_get(o, head), dot + 1, v);
+  return wf_json_put(json_object_get(o, head), dot + 1, v);
 }
 
 static json_t *id_or_null(int64_t id) {
@@ -321,16 +346,18 @@ static json_t *id_or_null(int64_t id) {
 static bool put_common(json_t *o, const wf_family_model *m) {
   json_t *class = json_array();
   if (class) json_array_append_new(class, json_string(m->family->architecture));
-  return put(o, "architectures", class) && put(o, "model_type", json_string(m->family->name)) &&
-         put(o, "bos_token_id", id_or_null(m->bos)) && put(o, "eos_token_id", id_or_null(m->eos)) &&
-         put(o, "initializer_range", json_real(m->cfg->model.init_std)) &&
-         put(o, "torch_dtype", json_string("float32"));
+  return wf_json_put(o, "architectures", class) &&
+         wf_json_put(o, "model_type", json_string(m->family->name)) &&
+         wf_json_put(o, "bos_token_id", id_or_null(m->bos)) &&
+         wf_json_put(o, "eos_token_id", id_or_null(m->eos)) &&
+         wf_json_put(o, "initializer_range", json_real(m->cfg->model.init_std)) &&
+         wf_json_put(o, "torch_dtype", json_string("float32"));
 }
 
 static bool put_all(json_t *o, const wf_family_model *m) {
   bool good = o && (!m->family->architecture || put_common(o, m));
   for (const wf_family_key *k = m->family->keys; good && k->theirs; k++)
-    if (k->use != WF_KEY_READ) good = put(o, k->theirs, value_of(m, k));
+    if (k->use != WF_KEY_READ) good = wf_json_put(o, k->theirs, value_of(m, k));
   return good && (!m->family->finish || m->family->finish(o, m));
 }
 

@@ -8,7 +8,14 @@
 
 /* ---- finding one ---- */
 
-const wf_family *const wf_families[] = {&wf_family_gpt2, &wf_family_llama, NULL};
+/* Those that tell themselves by other keys than model_type stand last. */
+const wf_family *const wf_families[] = {&wf_family_gpt2,
+                                        &wf_family_llama,
+                                        &wf_family_mamba2,
+                                        &wf_family_retnet,
+                                        &wf_family_xlstm_large,
+                                        &wf_family_xlstm,
+                                        NULL};
 
 const wf_family *wf_family_find(const char *name) {
   for (int i = 0; wf_families[i]; i++)
@@ -24,6 +31,11 @@ int64_t wf_part_i64(const wf_config_part *part, const char *name, int64_t automa
   int64_t value = *(const int64_t *)(const void *)((const char *)part->options +
                                                    wf_options_find(part->table, name)->offset);
   return value == WF_AUTO_I64 ? automatic : value;
+}
+
+double wf_part_f64(const wf_config_part *part, const char *name) {
+  return *(const double *)(const void *)((const char *)part->options +
+                                         wf_options_find(part->table, name)->offset);
 }
 
 /* ---- which can express a config: each check adds why not to `why` ---- */

@@ -22,6 +22,8 @@ typedef enum wf_family_form {
 typedef struct wf_family_rule {
   const char *theirs, *ours[WF_FAMILY_PARTS];
   wf_family_form form;
+  const char *older; /* another name that is read too; NULL */
+  const char *where; /* the rule is for blocks with this parameter of ours; NULL: all */
 } wf_family_rule;
 
 #define WF_RULE(form_, theirs_, ...) \
@@ -55,6 +57,7 @@ typedef struct wf_family_key {
   const char *const *words;                  /* theirs and ours in turn, where they differ; NULL-terminated */
   double (*value)(const wf_family_model *m); /* when written, in place of our option's */
   wf_key_use use;
+  bool whole; /* a number of ours that is written without a point */
 } wf_family_key;
 
 extern const char WF_KEEP[];
@@ -107,7 +110,8 @@ struct wf_family {
   void (*check)(const wf_family_model *m, wf_text *why); /* what else it cannot express */
 };
 
-extern const wf_family wf_family_gpt2, wf_family_llama;
+extern const wf_family wf_family_gpt2, wf_family_llama, wf_family_mamba2, wf_family_retnet,
+    wf_family_xlstm_large, wf_family_xlstm;
 extern const wf_family *const wf_families[]; /* ends with NULL */
 
 /* Values for tables. */
@@ -115,14 +119,18 @@ double wf_family_vocab(const wf_family_model *m);
 double wf_family_norm_eps(const wf_family_model *m);
 double wf_family_mlp_width(const wf_family_model *m);
 double wf_family_positions(const wf_family_model *m); /* max_positions, or data.seq_len */
+double wf_family_kv_heads(const wf_family_model *m);
 
 /* A key's value, or where it is absent or null NULL; "a.b" is looked up in a. */
 const json_t *wf_json_value(const json_t *config, const char *key);
+/* Sets "a.b" in the object a of o. Takes v. False: out of memory, or v is NULL. */
+bool wf_json_put(json_t *o, const char *key, json_t *v);
 wf_status wf_json_size(const json_t *config, const char *key, int64_t missing, int64_t *out);
 
 /* Rows of a parameter, 0 when the model has none of that name. */
 int64_t wf_rows_of(const wf_params *ps, const char *name);
 /* A layer's option; `automatic` where it says auto. */
 int64_t wf_part_i64(const wf_config_part *part, const char *name, int64_t automatic);
+double wf_part_f64(const wf_config_part *part, const char *name);
 
 #endif

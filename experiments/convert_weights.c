@@ -17,7 +17,7 @@ enum { MAX_NAME = 256 };
 
 /* One tensor of theirs for one model: its name and our parameters in it. */
 typedef struct entry {
-  char theirs[MAX_NAME];
+  char theirs[MAX_NAME], older[MAX_NAME]; /* older: "" for none */
   wf_param *part[WF_FAMILY_PARTS];
   int n_parts, ndim;
   int64_t outputs, inputs, shape[WF_PARAM_MAX_DIMS]; /* of all parts together; inputs: of one output */
@@ -55,6 +55,9 @@ static wf_status make_entry(const wf_family_rule *rule, int block, const wf_para
   int wanted = 0;
   *e = (entry){.form = rule->form};
   name_of(e->theirs, rule->theirs, block);
+  if (rule->older) name_of(e->older, rule->older, block);
+  if (rule->where) name_of(name, rule->where, block);
+  if (rule->where && !wf_params_find(params, name)) return WF_OK;
   for (; wanted < WF_FAMILY_PARTS && rule->ours[wanted]; wanted++) {
     name_of(name, rule->ours[wanted], block);
     wf_param *p = wf_params_find(params, name);
@@ -176,6 +179,8 @@ static wf_status find(const reading *r, const entry *e, const wf_st_info **info)
   char full[2 * MAX_NAME];
   const char *name = e->theirs;
   size_t n = strlen(r->f->prefix);
+  snprintf(full, sizeof full, "%s%s", r->prefix, e->older);
+  if (e->older[0] && wf_st_has(r->st, full)) return wf_st_find(r->st, full, info);
   if (r->bare && strncmp(name, r->f->prefix, n) == 0) name += n;
   snprintf(full, sizeof full, "%s%s", r->prefix, name);
   return wf_st_find(r->st, full, info);

@@ -24,9 +24,20 @@ static const char *const configs[] = {
     "37}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, norm_eps: 1.0e-5, max_positions: 64, blocks: [{repeat: 2, "
     "mixer: {type: attention, heads: 4, kv_heads: 1, head_dim: 10, bias: true}, "
-    "mlp: {type: swiglu, bias: true}}]}\n" TAIL};
+    "mlp: {type: swiglu, bias: true}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, norm_eps: 1.0e-5, tie_embeddings: false, blocks: [{repeat: 2, "
+    "mixer: {type: mamba2, head_dim: 12, state: 5, groups: 2, dt_limit_low: 1.0e-3, conv_width: 3}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, blocks: [{repeat: 2, mixer: {type: mamba2, expand: 3, head_dim: 24, "
+    "dt_limit_high: 0.5}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, tie_embeddings: false, blocks: [{repeat: 3, "
+    "mixer: {type: retnet, heads: 3, expand_v: 1}, mlp: {type: swiglu, width: 41}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, logit_softcap: 20, tie_embeddings: false, blocks: [{repeat: 2, "
+    "mixer: {type: mlstm, form: large, heads: 3, gate_cap: 7}, mlp: {type: swiglu, width: 41}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, norm: layernorm, norm_bias: false, dropout: 0.1, blocks: [{repeat: 2, "
+    "mixer: {type: mlstm, heads: 2, expand: 1.5}}]}\n" TAIL};
 enum { N_CONFIGS = sizeof configs / sizeof *configs };
-static const char *const families[N_CONFIGS] = {"gpt2", "gpt2", "llama", "llama"};
+static const char *const families[N_CONFIGS] = {
+    "gpt2", "gpt2", "llama", "llama", "mamba2", "mamba2", "retnet", "xlstm", "xlstm_block_stack"};
 
 typedef struct ours {
   wf_config cfg;
@@ -55,13 +66,17 @@ static float *values(const wf_param *p) {
   return x;
 }
 
-/* Random weights, biases and norms too. */
+/* Random weights, biases and norms too; a norm's factor so near 1 that 1 can be taken from it without
+ * rounding. */
 static void randomise(wf_params *ps) {
   for (int i = 0; i < ps->n; i++) {
     wf_param *p = ps->param[i];
     float *x = malloc((size_t)p->numel * sizeof *x);
-    for (int64_t e = 0; e < p->numel; e++)
+    bool factor = strstr(p->name, "norm") && strstr(p->name, "weight");
+    for (int64_t e = 0; e < p->numel; e++) {
       x[e] = (float)wf_rng_normal(wf_rng_key_make(3, "test", p->name), (uint64_t)e) * 0.3f;
+      if (factor) x[e] = 1 + 0.3f * tanhf(x[e]);
+    }
     OK(wf_tensor_write(p->value, x));
     free(x);
   }

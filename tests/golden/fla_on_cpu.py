@@ -42,7 +42,9 @@ def rotary(self, q, k, **_):
 
 M.ShortConvolution.forward = short_convolution
 M.FusedRMSNormGated.forward = rms_norm_gated
-M.RMSNorm.forward = lambda self, x: rms_norm_ref(x, self.weight, self.bias, eps=self.eps)
+M.RMSNorm.forward = lambda self, x, residual=None, prenorm=False: rms_norm_ref(
+    x, self.weight, self.bias, residual, eps=self.eps, prenorm=prenorm)
+M.mlp.swiglu_linear = lambda x, y, weight, bias: F.linear(F.silu(x) * y, weight, bias)
 M.GroupNorm.forward = lambda self, x: group_norm_ref(x, self.weight, self.bias, self.num_groups, eps=self.eps,
                                                      is_rms_norm=self.is_rms_norm)
 M.RotaryEmbedding.forward = rotary
@@ -93,15 +95,15 @@ def linear_attention(q, k, v, normalize, **_):
     return naive_recurrent_linear_attn(q, k, v, normalize=normalize)
 
 
-simple_gla.chunk_simple_gla = lambda q, k, v, g, **_: naive_recurrent_simple_gla(q, k, v, g)
+simple_gla.chunk_simple_gla = simple_gla.fused_recurrent_simple_gla = lambda q, k, v, g, **_: naive_recurrent_simple_gla(q, k, v, g)
 gla.chunk_gla = gla.fused_recurrent_gla = hgrn2.chunk_gla = hgrn2.fused_recurrent_gla = gla_op
 hgrn2.swish = F.silu
 hgrn2.rms_norm_linear = lambda x, w, b, ow, ob: F.linear(rms_norm_ref(x, w, b, eps=1e-5), ow, ob)
-multiscale_retention.chunk_retention = retention
+multiscale_retention.chunk_retention = multiscale_retention.fused_recurrent_retention = retention
 delta_net.chunk_delta_rule = delta_net.fused_recurrent_delta_rule = delta_rule
-gated_deltanet.chunk_gated_delta_rule = gated_delta_rule
+gated_deltanet.chunk_gated_delta_rule = gated_deltanet.fused_recurrent_gated_delta_rule = gated_delta_rule
 gated_deltanet.GatedDeltaNet._use_fused_qkv_conv = lambda *_, **__: False
-kda.chunk_kda = kda_op
-linear_attn.chunk_linear_attn = linear_attention
+kda.chunk_kda = kda.fused_recurrent_kda = kda_op
+linear_attn.chunk_linear_attn = linear_attn.fused_recurrent_linear_attn = linear_attention
 linear_attn.elu_p1 = lambda x: F.elu(x) + 1
 forgetting_attn.parallel_forgetting_attn = lambda q, k, v, g, **_: naive_forgetting_attn(q, k, v, g)

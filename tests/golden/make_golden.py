@@ -66,9 +66,9 @@ def run_model(model, ids, labels):
     return {"logits": out.logits, "loss": out.loss, **grads}
 
 
-def model_file(name, model, batch, tokens, config_name):
+def model_file(name, model, batch, tokens, config_name, scatter=scatter_parameters):
     model.eval()
-    scatter_parameters(model)
+    scatter(model)
     vocab = model.config.vocab_size
     ids = torch.randint(0, vocab, (batch, tokens))
     labels = torch.randint(0, vocab, (batch, tokens))

@@ -298,6 +298,13 @@ def mlstm():
            parts=plus_one, keep=("skip", "gate.bias"), cancelling=("mlstm_cell.igate.bias",))
 
 
+def stateless(layer):
+    """The parallel backend has no states to return, where two values are awaited."""
+    backend = layer.mlstm_backend.forward
+    layer.mlstm_backend.forward = lambda **inputs: (backend(**inputs), None)
+    return layer
+
+
 @mixer
 def mlstm_large():
     from xlstm.xlstm_large import model as large
@@ -306,10 +313,7 @@ def mlstm_large():
         config = large.mLSTMLayerConfig(embedding_dim=D, num_heads=2, mlstm_backend=large.mLSTMBackendConfig(
             chunkwise_kernel="parallel--native_autograd", sequence_kernel="native_sequence__native", step_kernel="native",
             mode="train", return_last_states=False, autocast_kernel_dtype="float32"))
-        layer = large.mLSTMLayer(config)
-        backend = layer.mlstm_backend.forward
-        layer.mlstm_backend.forward = lambda **inputs: (backend(**inputs), None)  # it has no states to return
-        return layer
+        return stateless(large.mLSTMLayer(config))
 
     def call(module, x):
         with Constant():

@@ -1,0 +1,75 @@
+/* The models of flash-linear-attention: RMS norm, a linear-attention mixer, SwiGLU. */
+#include "experiments/convert_impl.h"
+
+#include <math.h>
+
+#define LAYER(i)         "model.layers.#." i
+#define MIXER(i)         "blocks.#.mixer." i
+#define PROJECTION(name) WF_SAME(LAYER("attn." name "_proj.weight"), MIXER(name ".weight"))
+
+/* `norm`: their name for the norm of the mixer's output; g_norm where it is not fused with the gate. */
+#define RULES(norm)                                                                          \
+  WF_SAME("model.embeddings.weight", "embedding.weight"),                                    \
+      WF_SAME(LAYER("attn_norm.weight"), "blocks.#.norm1.weight"),                           \
+      WF_SAME(LAYER("mlp_norm.weight"), "blocks.#.norm2.weight"),                            \
+      WF_SAME(LAYER("mlp.gate_proj.weight"), "blocks.#.mlp.gate.weight"),                    \
+      WF_SAME(LAYER("mlp.up_proj.weight"), "blocks.#.mlp.up.weight"),                        \
+      WF_SAME(LAYER("mlp.down_proj.weight"), "blocks.#.mlp.down.weight"),                    \
+      WF_SAME("model.norm.weight", "norm.weight"), WF_SAME("lm_head.weight", "head.weight"), \
+      PROJECTION("q"), PROJECTION("k"), PROJECTION("v"), PROJECTION("g"), PROJECTION("o"), { \
+    .theirs = LAYER("attn." norm ".weight"), .older = LAYER("attn.g_norm.weight"), .ours = { \
+      MIXER("norm.weight")                                                                   \
+    }                                                                                        \
+  }
+
+#define KEYS                                                                                                 \
+  WF_KEY("hidden_size", "model.d_model"), WF_KEY("num_hidden_layers", "repeat"),                             \
+      WF_KEY("vocab_size", "model.vocab", .missing = "32000", .value = wf_family_vocab),                     \
+      WF_KEY("norm_eps", "model.norm_eps", .missing = "1e-6", .value = wf_family_norm_eps),                  \
+      WF_KEY("tie_word_embeddings", "model.tie_embeddings", .missing = "false"),                             \
+      WF_KEY("intermediate_size", "mlp.width", .missing = WF_KEEP, .value = wf_family_mlp_width),            \
+      WF_KEY("hidden_act", NULL, .missing = "swish"), WF_KEY("elementwise_affine", NULL, .missing = "true"), \
+      WF_KEY("attn", NULL, .missing = "null", .use = WF_KEY_READ),                                           \
+      WF_KEY("attnres_block_size", NULL, .missing = "null", .use = WF_KEY_READ)
+
+static const char *const ignored[] = {NULL};
+
+/* The MLP's width, where only hidden_ratio says it. */
+static wf_status mlp_width(const json_t *config, wf_family_values *v, double usual_ratio) {
+  if (wf_values_get(v, "mlp.width")) return WF_OK;
+  int64_t d;
+  const json_t *ratio = wf_json_value(config, "hidden_ratio");
+  WF_TRY(wf_json_size(config, "hidden_size", 1, &d));
+  double width = floor((double)d * (json_is_number(ratio) ? json_number_value(ratio) : usual_ratio) * 2 / 3);
+  return wf_values_set(v, "mlp.width", "%.0f", 256 * ceil(width / 256));
+}
+
+/* ---- RetNet ---- */
+
+static const wf_family_rule retnet_rules[] = {RULES("g_norm_swish_gate"), {0}};
+
+static const wf_family_key retnet_keys[] = {
+    KEYS,
+    WF_KEY("num_heads", "mixer.heads", .missing = "8"),
+    WF_KEY("num_kv_heads", "mixer.kv_heads", .missing = WF_KEEP, .value = wf_family_kv_heads),
+    WF_KEY("expand_k", "mixer.expand_k", .missing = "1"),
+    WF_KEY("expand_v", "mixer.expand_v", .missing = "2"),
+    WF_KEY("use_short_conv", NULL, .missing = "false"),
+    WF_KEY("use_output_gate", NULL, .missing = "true"),
+    WF_KEY("feature_map", NULL, .missing = "null", .use = WF_KEY_READ),
+    {0}};
+
+static wf_status retnet_width(const json_t *config, wf_family_values *v) {
+  return mlp_width(config, v, 2);
+}
+
+const wf_family wf_family_retnet = {.name = "retnet",
+                                    .title = "fla's RetNet",
+                                    .architecture = "RetNetForCausalLM",
+                                    .prefix = "model.",
+                                    .rules = retnet_rules,
+                                    .keys = retnet_keys,
+                                    .ignored = ignored,
+                                    .block = {{"retnet", "swiglu", NULL, NULL}},
+                                    .norm = WF_NORM_RMS,
+                                    .derive = retnet_width};
