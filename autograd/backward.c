@@ -138,8 +138,8 @@ static wf_status settle(wf_tape *t, const target *to) {
 }
 
 static wf_status node_backward(wf_tape *t, wf_node *n) {
-  wf_tensor *dout[WF_MAX_IN] = {NULL}, *din[WF_MAX_IN] = {NULL};
-  target to[WF_MAX_IN];
+  wf_tensor *dout[WF_FN_MAX] = {NULL}, *din[WF_FN_MAX] = {NULL};
+  target to[WF_FN_MAX];
   memset(to, 0, sizeof to);
   bool any = false;
   for (int i = 0; i < n->n_out; i++) {

@@ -53,9 +53,9 @@ wf_status wf_checkpoint(wf_ctx *c, wf_fn fn, const void *arg, size_t arg_size, i
                         int n_out, wf_tensor **out) {
   wf_tape *t = wf_tape_of(c);
   if (!t) return fn(c, arg, n_in, in, n_out, out);
-  if (n_in > WF_MAX_IN || n_out > WF_MAX_IN)
+  if (n_in > WF_FN_MAX || n_out > WF_FN_MAX)
     return WF_FAIL(WF_EINVAL, "a recomputed function of %d inputs and %d outputs; at most %d", n_in, n_out,
-                   WF_MAX_IN);
+                   WF_FN_MAX);
   tracer tr = {.tape = t, .n_in = n_in, .in = in};
   wf_recorder before = wf_ctx_set_recorder(c, (wf_recorder){&tr, trace});
   wf_status s = fn(c, arg, n_in, in, n_out, out);
@@ -85,7 +85,7 @@ wf_status wf_checkpoint(wf_ctx *c, wf_fn fn, const void *arg, size_t arg_size, i
 
 static wf_status run_again(wf_tape *inner, wf_node *n, wf_tensor *const *dout, wf_leaf *leaves) {
   wf_ctx *c = inner->ctx;
-  wf_tensor *out[WF_MAX_IN], *root[WF_MAX_IN], *cot[WF_MAX_IN];
+  wf_tensor *out[WF_FN_MAX], *root[WF_FN_MAX], *cot[WF_FN_MAX];
   for (int i = 0; i < n->n_in; i++)
     if (leaves[i].grad) WF_TRY(wf_tape_watch(inner, n->in[i], &leaves[i]));
   for (int i = 0; i < n->n_captured; i++)
@@ -108,7 +108,7 @@ wf_status wf_checkpoint_backward(wf_tape *t, wf_node *n, wf_tensor *const *dout,
                                  uint32_t add) {
   wf_tape *inner;
   WF_TRY(wf_tape_create(t->ctx, &inner));
-  wf_leaf leaves[WF_MAX_IN];
+  wf_leaf leaves[WF_FN_MAX];
   memset(leaves, 0, sizeof leaves);
   for (int i = 0; i < n->n_in; i++)
     leaves[i] = (wf_leaf){.grad = din[i], .written = add >> i & 1, .holds = 1};

@@ -66,7 +66,8 @@ wf_status wf_backward(wf_tape *t, int n, wf_tensor *const *roots, wf_tensor *con
 /* Recomputation (Chen et al. 2016). Runs fn now without recording and again during the backward, so that only
  * its inputs stay in memory. fn must be deterministic, may use leaves freely (parameters, caches), and may
  * use other variables only through `in`. Where no tape records it just runs fn. `arg` is copied (arg_size
- * bytes); what it points to must live until the backward. n_in, n_out <= 16. */
+ * bytes); what it points to must live until the backward. n_in, n_out <= WF_FN_MAX. */
+enum { WF_FN_MAX = 32 };
 typedef wf_status (*wf_fn)(wf_ctx *c, const void *arg, int n_in, wf_tensor *const *in, int n_out,
                            wf_tensor **out);
 wf_status wf_checkpoint(wf_ctx *c, wf_fn fn, const void *arg, size_t arg_size, int n_in, wf_tensor *const *in,

@@ -82,8 +82,8 @@ static wf_status build_block(wf_model *m, wf_build *b, const wf_block_spec *spec
     WF_TRY(build_half(b, spec, k, &bl->half[k], owner < i ? &m->block[owner].half[k] : NULL));
   }
   bl->n_slots = m->state.n - bl->first_slot;
-  if (bl->n_slots > WF_MAX_IN - 2)
-    return WF_FAIL(WF_EINVAL, "block %d has %d state slots; at most %d", i, bl->n_slots, WF_MAX_IN - 2);
+  if (bl->n_slots > WF_FN_MAX - 2)
+    return WF_FAIL(WF_EINVAL, "block %d has %d state slots; at most %d", i, bl->n_slots, WF_FN_MAX - 2);
   return WF_OK;
 }
 
@@ -257,7 +257,7 @@ static wf_status run_block(wf_ctx *c, const void *arg, int n_in, wf_tensor *cons
   const wf_model *m = a->m;
   const block *b = a->b;
   wf_run run = a->run;
-  wf_tensor *slots[WF_MAX_IN];
+  wf_tensor *slots[WF_FN_MAX];
   wf_state local;
   if (run.state) { /* the same state, but with this call's tensors */
     local = *run.state;
@@ -285,7 +285,7 @@ static wf_status run_block(wf_ctx *c, const void *arg, int n_in, wf_tensor *cons
 
 static wf_status forward_block(wf_model *m, wf_run *r, const block *b, wf_tensor **x, wf_tensor **branch) {
   int n = 2 + (r->state ? b->n_slots : 0);
-  wf_tensor *in[WF_MAX_IN] = {*x, *branch}, *out[WF_MAX_IN] = {NULL};
+  wf_tensor *in[WF_FN_MAX] = {*x, *branch}, *out[WF_FN_MAX] = {NULL};
   for (int i = 0; i < n - 2; i++) /* caches are leaves; only fixed states travel as inputs */
     in[2 + i] = m->state.slot[b->first_slot + i].grows ? NULL : r->state->in[b->first_slot + i];
   block_arg arg = {m, b, *r};
