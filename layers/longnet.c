@@ -26,11 +26,11 @@ typedef struct options {
   char *segments, *dilations;
   int position;
   double rope_base;
-  bool qk_norm;
+  bool qk_norm, fixed_state;
 } options;
 
 static const wf_option table[] = {
-    WF_OPT_I64(options, heads, "12", 1, 65536, "heads"),
+    WF_OPT_I64(options, heads, "4", 1, 65536, "heads"),
     WF_OPT_I64F(options, head_dim, "auto", 1, 65536, WF_OPT_AUTO, "width of a head; auto: d_model / heads"),
     WF_OPT_STR(options, segments, "2048,4096,8192,16384,32768", "tokens of a segment, for each pattern"),
     WF_OPT_STR(options, dilations, "1,2,4,6,12",
@@ -38,11 +38,14 @@ static const wf_option table[] = {
     WF_OPT_ENUM(options, position, "rope", positions, "how tokens know their position"),
     WF_OPT_F64(options, rope_base, "10000", 1, 1e12, "base of the rotary wavelengths"),
     WF_OPT_BOOL(options, qk_norm, "false", "RMS norm on queries and keys, before the positions"),
+    WF_OPT_BOOL(
+        options, fixed_state, "false",
+        "keep the keys of the longest segment only: a state that does not grow, but is copied at each step"),
     WF_OPT_END};
 
 typedef struct longnet {
-  int64_t H, K;
-  int position, n; /* patterns */
+  int64_t H, K, window; /* window: as of wf_seq_attend_state */
+  int position, n;      /* patterns */
   double rope_base, eps;
   wf_seq_pattern pattern[WF_SEQ_PATTERNS];
   wf_param *w[3], *norm[2], *out;
@@ -83,7 +86,7 @@ static wf_status declare(wf_build *b, longnet *a, bool qk_norm) {
     WF_TRY(wf_build_param(b, i ? "k_norm.weight" : "q_norm.weight", WF_PARAM_NO_DECAY, wf_init_const(1),
                           WF_SHAPE(a->K), &a->norm[i]));
   WF_TRY(wf_build_linear(b, "o", a->H * a->K, b->d_model, b->out_std, &a->out, NULL));
-  return wf_seq_attend_state(b, a->H, a->K, a->K, 0, 0, &a->slots);
+  return wf_seq_attend_state(b, a->H, a->K, a->K, 0, a->window, &a->slots);
 }
 
 static wf_status init(wf_build *b, const void *opts, void **self) {
@@ -99,6 +102,8 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   *a = (longnet){
       .H = o->heads, .K = K, .position = o->position, .rope_base = o->rope_base, .eps = b->norm_eps};
   WF_TRY(read_patterns(o, a));
+  for (int i = 0; i < a->n && o->fixed_state; i++)
+    if (a->pattern[i].segment > a->window) a->window = a->pattern[i].segment;
   return declare(b, a, o->qk_norm);
 }
 
@@ -113,7 +118,8 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
     if (i < 2 && a->norm[i]) y[i] = wf_norm(c, WF_NORM_RMS, y[i], wf_value(a->norm[i]), NULL, a->eps);
     if (i < 2 && a->position == ROPE) y[i] = wf_rotary(c, y[i], r->rows->pos, a->rope_base, a->K);
   }
-  wf_tensor *o = wf_seq_dilated(r, &a->slots, y[0], y[1], y[2], a->n, a->pattern, 1 / sqrt((double)a->K));
+  wf_tensor *o =
+      wf_seq_dilated(r, &a->slots, y[0], y[1], y[2], a->window, a->n, a->pattern, 1 / sqrt((double)a->K));
   return wf_linear(c, wf_reshape(c, o, WF_SHAPE(-1, a->H * a->K)), wf_value(a->out), NULL);
 }
 

@@ -77,9 +77,9 @@ enum { WF_SEQ_PATTERNS = 16 }; /* at most */
 /* Causal attention inside segments, k and v of as many heads as q: for each head, token and pattern that
  * keeps it, the kept tokens of its segment up to itself. The patterns' results are merged as one softmax over
  * all their keys, a key counting once for each pattern that shows it; a token that no pattern keeps gives 0.
- * Slots of window 0. -> o [n, H, V]. */
+ * Slots of the same window: 0, or at least the longest segment. -> o [n, H, V]. */
 wf_tensor *wf_seq_dilated(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
-                          wf_tensor *v, int n, const wf_seq_pattern *pattern, double scale);
+                          wf_tensor *v, int64_t window, int n, const wf_seq_pattern *pattern, double scale);
 
 /* ---- serial ---- */
 

@@ -5,6 +5,7 @@
  *   otherwise            the lane's cache: append, then read from the document's start
  *
  * A span names each row's first query, its queries, its first key and the keys before the first query's own.
+ * Dilated attention makes a row of what one head keeps of one segment, over the same keys.
  */
 #include "layers/seq.h"
 #include "core/memory.h"
@@ -21,6 +22,10 @@ wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t 
 }
 
 typedef enum layout { FRESH, WINDOW, CACHE } layout;
+
+static layout layout_of(const wf_run *r, int64_t window) {
+  return !r->state ? FRESH : window > 0 ? WINDOW : CACHE;
+}
 
 static void row_span(layout how, const wf_row *r, int64_t i, int64_t window, int64_t capacity,
                      int64_t span[4]) {
@@ -95,7 +100,7 @@ wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_s
                          const wf_attend_options *o) {
   if (wf_is_poison(in->q) || wf_is_poison(in->k) || wf_is_poison(in->v) || (in->c && wf_is_poison(in->c)))
     return wf_poison(r->c, WF_OK);
-  layout how = !r->state ? FRESH : o->window > 0 ? WINDOW : CACHE;
+  layout how = layout_of(r, o->window);
   int64_t capacity = r->state ? r->state->capacity : 0, *host = NULL;
   wf_tensor *span = spans(r, how, o->window, capacity, &host);
   wf_tensor *k = pool_of(r, how, slots->k, in->k, o->window);
@@ -113,14 +118,21 @@ wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_s
 
 /* ---- segments and dilation ---- */
 
-/* The rows of one pattern in a layout where (token, head) pairs are tokens of one head: of document row `d`
- * the tokens of each segment and head are one row, dilation x heads apart. Appends to span; returns their
- * number. */
-static int64_t pattern_rows(const wf_row *d, const wf_seq_pattern *p, int64_t H, bool cache, int64_t capacity,
+/* Where the keys of a document row lie: that of position p at `zero` + p in the pool, from `oldest` on. */
+static void keys_of(layout how, const wf_row *d, int64_t i, int64_t window, int64_t capacity, int64_t *zero,
+                    int64_t *oldest) {
+  int64_t span[4];
+  row_span(how, d, i, window, capacity, span);
+  *zero = span[2] + span[3] - d->pos;
+  *oldest = d->pos - span[3];
+}
+
+/* The rows of one pattern in a layout where pairs of token and head are tokens of one head: what head h keeps
+ * of a segment is one row, dilation x heads apart. Those of one document row go to `span`; -> their number.
+ */
+static int64_t pattern_rows(const wf_row *d, int64_t zero, int64_t oldest, const wf_seq_pattern *p, int64_t H,
                             int64_t *span) {
   int64_t rows = 0, end = d->pos + d->len, w = p->segment, r = p->dilation;
-  int64_t oldest = d->flags & WF_ROW_TAKES ? 0 : d->pos; /* the first position whose key is there */
-  int64_t key0 = (cache ? d->lane * capacity + d->place : d->begin) - d->pos;
   for (int64_t from = d->pos / w * w; from < end; from += w)
     for (int64_t h = 0; h < H; h++) {
       int64_t to = from + w < end ? from + w : end, kept = from + h % r;
@@ -130,7 +142,7 @@ static int64_t pattern_rows(const wf_row *d, const wf_seq_pattern *p, int64_t H,
       if (span) {
         span[0] = (d->begin + query - d->pos) * H + h;
         span[1] = (to - 1 - query) / r + 1;
-        span[2] = (key0 + key) * H + h;
+        span[2] = (zero + key) * H + h;
         span[3] = (query - key) / r;
         span += 4;
       }
@@ -139,14 +151,20 @@ static int64_t pattern_rows(const wf_row *d, const wf_seq_pattern *p, int64_t H,
   return rows;
 }
 
-static wf_tensor *pattern_spans(wf_run *r, const wf_seq_pattern *p, int64_t H) {
+static wf_tensor *pattern_spans(wf_run *r, layout how, int64_t window, const wf_seq_pattern *p, int64_t H) {
   const wf_rows *rows = r->rows;
-  int64_t capacity = r->state ? r->state->capacity : 0, n = 0, at = 0;
-  for (int64_t i = 0; i < rows->n; i++) n += pattern_rows(&rows->row[i], p, H, r->state, capacity, NULL);
-  int64_t *host = wf_alloc("rows", (size_t)(n + 1) * 4 * sizeof *host);
-  if (!host) return wf_poison(r->c, WF_ENOMEM);
-  for (int64_t i = 0; i < rows->n; i++)
-    at += pattern_rows(&rows->row[i], p, H, r->state, capacity, host + 4 * at);
+  int64_t capacity = r->state ? r->state->capacity : 0, n = 0, *host = NULL;
+  for (int pass = 0; pass < 2; pass++) { /* count, then write */
+    int64_t *at = host;
+    n = 0;
+    for (int64_t i = 0; i < rows->n; i++) {
+      int64_t zero, oldest;
+      keys_of(how, &rows->row[i], i, window, capacity, &zero, &oldest);
+      n += pattern_rows(&rows->row[i], zero, oldest, p, H, at ? at + 4 * n : NULL);
+    }
+    if (!host) host = wf_alloc("rows", (size_t)(n + 1) * 4 * sizeof *host);
+    if (!host) return wf_poison(r->c, WF_ENOMEM);
+  }
   wf_tensor *span = wf_from_host(r->c, "rows", WF_I64, WF_SHAPE(n, 4), host);
   wf_free(host);
   return span;
@@ -159,18 +177,20 @@ static wf_tensor *as_pairs(wf_ctx *c, wf_tensor *x) {
 }
 
 wf_tensor *wf_seq_dilated(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
-                          wf_tensor *v, int n, const wf_seq_pattern *pattern, double scale) {
+                          wf_tensor *v, int64_t window, int n, const wf_seq_pattern *pattern, double scale) {
   wf_ctx *c = r->c;
-  layout how = r->state ? CACHE : FRESH;
-  k = pool_of(r, how, slots->k, k, 0);
-  v = pool_of(r, how, slots->v, v, 0);
+  layout how = layout_of(r, window);
   if (wf_is_poison(q) || wf_is_poison(k) || wf_is_poison(v)) return wf_poison(c, WF_OK);
+  k = pool_of(r, how, slots->k, k, window);
+  v = pool_of(r, how, slots->v, v, window);
+  if (wf_is_poison(k) || wf_is_poison(v)) return wf_poison(c, WF_OK);
   int64_t H = q->shape[1], V = v->shape[2];
   q = as_pairs(c, q), k = as_pairs(c, k), v = as_pairs(c, v);
   wf_tensor *o[WF_SEQ_PATTERNS], *lse[WF_SEQ_PATTERNS];
   for (int i = 0; i < n; i++) {
     wf_attend_options opts = {.scale = scale, .stride = pattern[i].dilation * H};
-    o[i] = wf_attend_lse(c, q, k, v, pattern_spans(r, &pattern[i], H), NULL, NULL, NULL, &opts, &lse[i]);
+    wf_tensor *span = pattern_spans(r, how, window, &pattern[i], H);
+    o[i] = wf_attend_lse(c, q, k, v, span, NULL, NULL, NULL, &opts, &lse[i]);
   }
   return wf_reshape(c, wf_merge(c, n, o, lse), WF_SHAPE(-1, H, V));
 }

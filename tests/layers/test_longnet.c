@@ -82,7 +82,7 @@ START_TEST(mistakes) {
 END_TEST
 
 WF_CONTRACT_TEST(contract, "longnet heads=3 segments=4,8,16 dilations=1,2,4 / swiglu width=7",
-                 "longnet heads=2 segments=5 dilations=2 position=none / -",
+                 "longnet heads=2 segments=5,9 dilations=2,1 position=none fixed_state=true / -",
                  "longnet heads=4 head_dim=4 segments=7,30,40 dilations=1,3,9 qk_norm=true / -")
 WF_CONTRACT_TEST(contract_hybrid, "simple_gla heads=2 / -", "longnet heads=2 segments=3,11 dilations=1,2 / -",
                  "attention heads=2 window=4 / gelu width=5")
