@@ -189,10 +189,13 @@ def kda():
 
 
 @mixer
-def fox():
+def forgetting():
     import fla.layers.forgetting_attn as f
-    fla_golden("fox", "attention heads=4 kv_heads=2 position=none forget=true",
+    fla_golden("attention_forget", "attention heads=4 kv_heads=2 position=none forget_gate=true",
                lambda: f.ForgettingAttention(hidden_size=D, num_heads=4, num_kv_heads=2))
+    fla_golden("attention_forget_full", "attention heads=2 position=none forget_gate=true output_gate=true qk_norm=true "
+               "qk_norm_per_head=true",
+               lambda: f.ForgettingAttention(hidden_size=D, num_heads=2, qk_norm=True, use_output_gate=True))
 
 
 @mixer
@@ -350,9 +353,15 @@ def ttt():
     def call(module, x):
         return module(x, position_ids=torch.arange(x.shape[1])[None])
 
+    def parts(name, value, _):
+        name = re.sub(r"^conv_(\w)", r"\1_conv", weft_name(name))
+        name = re.sub(r"(ttt_norm|learnable_ttt_lr)_", r"\1.", name)
+        name = re.sub(r"^([Wb])(\d)$", lambda m: f"ttt_{'dense' if m[1] == 'W' else 'bias'}_{int(m[2]) - 1}", name)
+        return {name: value.flatten(1).squeeze(-1) if "ttt_lr" in name else value}
+
     for kind, layer, lr in (("linear", f.TTTLinear, 1.0), ("mlp", f.TTTMLP, 0.1)):
         config = f.TTTConfig(hidden_size=D, num_attention_heads=2, use_gate=True, share_qk=True, ttt_base_lr=lr)
-        golden(f"ttt_{kind}", f"ttt heads=2 inner={kind}", lambda: layer(config, 0), call,
+        golden(f"ttt_{kind}", f"ttt heads=2 inner={kind}", lambda: layer(config, 0), call, parts,
                keep=("learnable_token_idx", "ttt_norm", "W1", "W2"))
 
 
