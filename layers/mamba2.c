@@ -37,24 +37,20 @@ typedef struct mamba2 {
   int slot;
 } mamba2;
 
-static wf_init uniform(double most) {
-  return (wf_init){.kind = WF_INIT_UNIFORM, .a = -most, .b = most};
-}
-
 static wf_status declare(wf_build *b, mamba2 *m, const options *o) {
   int64_t d = b->d_model, D = m->D, mixed = D + 2 * m->G * m->N;
   double out = 1 / sqrt((double)D * (double)b->n_layers);
   unsigned gate = WF_PARAM_NO_DECAY;
-  WF_TRY(
-      wf_build_param(b, "in.weight", 0, uniform(1 / sqrt((double)d)), WF_SHAPE(D + mixed + m->H, d), &m->in));
-  WF_TRY(wf_part_conv(b, "conv", mixed, o->conv_width, uniform(1 / sqrt((double)o->conv_width)), true, true,
-                      &m->conv));
+  WF_TRY(wf_build_param(b, "in.weight", 0, wf_init_uniform(1 / sqrt((double)d)),
+                        WF_SHAPE(D + mixed + m->H, d), &m->in));
+  WF_TRY(wf_part_conv(b, "conv", mixed, o->conv_width, wf_init_uniform(1 / sqrt((double)o->conv_width)), true,
+                      true, &m->conv));
   WF_TRY(wf_build_param(b, "dt_bias", gate, wf_init_time_step(o->dt_min, o->dt_max), WF_SHAPE(m->H),
                         &m->dt_bias));
   WF_TRY(wf_build_param(b, "A_log", gate, wf_init_log_uniform(1, 16), WF_SHAPE(m->H), &m->A_log));
   WF_TRY(wf_build_param(b, "D", gate, wf_init_const(1), WF_SHAPE(m->H), &m->skip));
   WF_TRY(wf_build_param(b, "norm.weight", gate, wf_init_const(1), WF_SHAPE(D), &m->norm));
-  WF_TRY(wf_build_param(b, "out.weight", 0, uniform(out), WF_SHAPE(d, D), &m->out));
+  WF_TRY(wf_build_param(b, "out.weight", 0, wf_init_uniform(out), WF_SHAPE(d, D), &m->out));
   return wf_seq_scan_state(b, "s", m->H, m->N, m->P, &m->slot);
 }
 

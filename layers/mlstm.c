@@ -83,9 +83,7 @@ static wf_status declare_block(wf_build *b, mlstm *m) {
   static const char *const names[] = {"q.weight", "k.weight", "v.weight"};
   int64_t d = b->d_model, N = m->inner, s = m->o.qkv_block;
   double wide = sqrt(2 / (5 * (double)d)), last = 2 / ((double)b->n_layers * sqrt((double)d));
-  wf_init taps = {.kind = WF_INIT_UNIFORM,
-                  .a = -1 / sqrt((double)m->o.conv_width),
-                  .b = 1 / sqrt((double)m->o.conv_width)};
+  wf_init taps = wf_init_uniform(1 / sqrt((double)m->o.conv_width));
   WF_TRY(wf_build_param(b, "up.weight", 0, wf_init_normal(wide), WF_SHAPE(2 * N, d), &m->up));
   WF_TRY(wf_part_conv(b, "conv", N, m->o.conv_width, taps, true, true, &m->conv));
   for (int i = 0; i < 3; i++)

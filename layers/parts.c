@@ -11,7 +11,8 @@ wf_status wf_part_conv(wf_build *b, const char *name, int64_t d, int64_t w, wf_i
   snprintf(full, sizeof full, "%s.weight", name);
   WF_TRY(wf_build_param(b, full, 0, init, WF_SHAPE(d, 1, w), &out->weight));
   snprintf(full, sizeof full, "%s.bias", name);
-  if (bias) WF_TRY(wf_build_param(b, full, WF_PARAM_NO_DECAY, wf_init_const(0), WF_SHAPE(d), &out->bias));
+  if (init.kind != WF_INIT_UNIFORM) init = wf_init_const(0);
+  if (bias) WF_TRY(wf_build_param(b, full, WF_PARAM_NO_DECAY, init, WF_SHAPE(d), &out->bias));
   return wf_seq_conv_state(b, name, d, w, &out->slot);
 }
 
@@ -49,6 +50,10 @@ wf_tensor *wf_use_out(wf_run *r, const wf_out_part *p, wf_tensor *o, wf_tensor *
   o = wf_reshape(r->c, o, WF_SHAPE(-1, p->out->shape[1]));
   if (z) o = wf_glu(r->c, p->gate, z, o);
   return wf_linear(r->c, o, wf_value(p->out), NULL);
+}
+
+wf_init wf_init_uniform(double most) {
+  return (wf_init){.kind = WF_INIT_UNIFORM, .a = -most, .b = most};
 }
 
 static double log_uniform(const wf_init *w, wf_rng_key key, int64_t element) {

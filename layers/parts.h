@@ -21,7 +21,7 @@ typedef struct wf_conv_part {
 } wf_conv_part;
 
 /* "name.weight" (and "name.bias"): a causal depthwise convolution of w tokens over d channels, then SiLU when
- * asked (mixers, notation). */
+ * asked (mixers, notation). The bias starts from a uniform `init` too, as the references' do, else from 0. */
 wf_status wf_part_conv(wf_build *b, const char *name, int64_t d, int64_t w, wf_init init, bool bias,
                        bool silu, wf_conv_part *out);
 /* x [n, d] -> [n, d]; x itself where the convolution is absent. */
@@ -55,6 +55,7 @@ wf_tensor *wf_use_out(wf_run *r, const wf_out_part *p, wf_tensor *o, wf_tensor *
 
 /* ---- first values ---- */
 
+wf_init wf_init_uniform(double most); /* U(-most, most) */
 /* A_log: log of U(a, b), of at least 1e-4. */
 wf_init wf_init_log_uniform(double a, double b);
 /* dt_bias: softplus(bias) is e^{U(log a, log b)}, at least 1e-4 (Mamba). */

@@ -44,6 +44,9 @@ wf_tensor *wf_seq_sum(wf_run *r, int slot, wf_tensor *x);
 /* m_t = max(g_t + m_{t-1}, x_t), without a gradient; g [n, d] or NULL (0); init [d] or NULL (-1e30) -> m [n,
  * d], *drop = m_{t-1} - m_t. */
 wf_tensor *wf_seq_max(wf_run *r, int slot, wf_tensor *x, wf_tensor *g, wf_tensor *init, wf_tensor **drop);
+/* Slot of d x N states, and Mamba's selective scan over it (core/ops.h: wf_selective_scan) -> [n, d]. */
+wf_status wf_seq_selective_state(wf_build *b, const char *name, int64_t d, int64_t N, int *slot);
+wf_tensor *wf_seq_selective(wf_run *r, int slot, const wf_selective_in *in);
 
 /* ---- attend ---- */
 

@@ -1,4 +1,4 @@
-/* Elementwise scans: the state is the last token's output, for each lane. */
+/* Elementwise scans: the state is the recurrence's value after the last token, for each lane. */
 #include "layers/seq.h"
 
 wf_status wf_seq_diag_state(wf_build *b, const char *name, int64_t d, int *slot) {
@@ -24,4 +24,14 @@ wf_tensor *wf_seq_max(wf_run *r, int slot, wf_tensor *x, wf_tensor *g, wf_tensor
   wf_state *s = r->state;
   if (!s) return wf_scan_max(r->c, x, g, NULL, init, r->rows, drop, NULL);
   return wf_scan_max(r->c, x, g, wf_state_in(s, slot), init, r->rows, drop, wf_state_out(s, slot));
+}
+
+wf_status wf_seq_selective_state(wf_build *b, const char *name, int64_t d, int64_t N, int *slot) {
+  return wf_build_state(b, name, false, WF_SHAPE(d, N), slot);
+}
+
+wf_tensor *wf_seq_selective(wf_run *r, int slot, const wf_selective_in *in) {
+  wf_state *s = r->state;
+  if (!s) return wf_selective_scan(r->c, in, NULL, r->rows, NULL);
+  return wf_selective_scan(r->c, in, wf_state_in(s, slot), r->rows, wf_state_out(s, slot));
 }
