@@ -18,10 +18,11 @@ typedef struct wf_bench_mixer {
   const wf_layer_type *type;
   const void *options;
   int64_t d_model, T, batch;
+  bool decode; /* one token of each sequence at T, instead of T tokens */
 } wf_bench_mixer;
 
 typedef struct wf_bench_mixer_row {
-  double forward_s, both_s; /* medians of a pass over batch sequences */
+  double forward_s, both_s; /* medians of a pass over batch sequences; decoding has no second */
   double flops;             /* forward, all tokens */
   double params;
   double tensor_mb, rss_mb; /* peaks, the second with the program's own memory */

@@ -17,7 +17,7 @@ typedef struct flags {
   int64_t d_model, heads, batch, repeats, threads;
   double seconds;
   char *seq_len, *plot;
-  bool json;
+  bool generate, json;
 } flags;
 
 static const wf_option table[] = {
@@ -29,6 +29,7 @@ static const wf_option table[] = {
     WF_OPT_I64(flags, repeats, "3", 1, 1000, "time each at least so many times; the median counts"),
     WF_OPT_F64(flags, seconds, "0.5", 0, 3600, "and for about this long"),
     WF_OPT_I64F(flags, threads, "auto", 1, 4096, WF_OPT_AUTO, "auto: as OMP_NUM_THREADS says, or all"),
+    WF_OPT_BOOL(flags, generate, "false", "a token generated at position T, instead of T tokens trained"),
     WF_OPT_BOOL(flags, json, "false", "a line of JSON for each row"),
     WF_OPT_STR(flags, plot, NULL, "file for a plot, .png or .svg; needs gnuplot"),
     WF_OPT_END};
@@ -116,6 +117,12 @@ static wf_status mixer(void *arg, void *result) {
 
 static void print_header(const mixers *m) {
   const flags *f = m->f;
+  if (f->generate) {
+    printf(
+        "width %lld, batch %lld, float32; a token of each sequence at position T\n%-18s %9s %12s %12s %10s\n",
+        (long long)f->d_model, (long long)f->batch, "mixer", "T", "us a token", "tokens/s", "peak MB");
+    return;
+  }
   printf("width %lld, batch %lld, float32; of sgemm: operations of forward + backward a second, over the\n"
          "%.1f G/s of a product of 2048 x 2048; peak: Weft's own count of memory\n",
          (long long)f->d_model, (long long)f->batch, 1e-9 * m->matrix_rate);
@@ -125,17 +132,26 @@ static void print_header(const mixers *m) {
 
 static void print_row(const mixers *m, const char *name, int64_t T, const wf_bench_mixer_row *r) {
   const flags *f = m->f;
-  double tokens = (double)(T * f->batch), part = 3 * r->flops / r->both_s / m->matrix_rate;
-  if (f->json)
+  const double tokens = (double)((f->generate ? 1 : T) * f->batch),
+               part = 3 * r->flops / r->both_s / m->matrix_rate;
+  if (f->json) {
     printf("{\"mixer\": \"%s\", \"T\": %lld, \"d_model\": %lld, \"batch\": %lld, \"parameters\": %.0f, "
-           "\"forward_s\": %.6g, \"both_s\": %.6g, \"tokens_per_s\": %.6g, \"flops_per_token\": %.6g, "
-           "\"of_sgemm\": %.4g, \"tensor_mb\": %.6g, \"peak_rss_mb\": %.6g, \"weft\": \"%s\"}\n",
-           name, (long long)T, (long long)f->d_model, (long long)f->batch, r->params, r->forward_s, r->both_s,
-           tokens / r->both_s, r->flops / tokens, part, r->tensor_mb, r->rss_mb, WEFT_VERSION);
-  else
+           "\"tensor_mb\": %.6g, \"peak_rss_mb\": %.6g, \"flops_per_token\": %.6g, \"weft\": \"%s\", ",
+           name, (long long)T, (long long)f->d_model, (long long)f->batch, r->params, r->tensor_mb, r->rss_mb,
+           r->flops / tokens, WEFT_VERSION);
+    if (f->generate)
+      printf("\"decode_s\": %.6g}\n", r->forward_s);
+    else
+      printf("\"forward_s\": %.6g, \"both_s\": %.6g, \"tokens_per_s\": %.6g, \"of_sgemm\": %.4g}\n",
+             r->forward_s, r->both_s, tokens / r->both_s, part);
+  } else if (f->generate) {
+    printf("%-18s %9lld %12.2f %12.0f %10.1f\n", name, (long long)T, 1e6 * r->forward_s,
+           tokens / r->forward_s, r->tensor_mb);
+  } else {
     printf("%-18s %9lld %12.3f %12.0f %12.3f %12.0f %12.1f %8.1f%% %10.1f\n", name, (long long)T,
            1e3 * r->forward_s, tokens / r->forward_s, 1e3 * r->both_s, tokens / r->both_s,
            1e9 * r->both_s / tokens, 100 * part, r->tensor_mb);
+  }
   fflush(stdout);
 }
 
@@ -164,12 +180,13 @@ static wf_status plot(const mixers *m) {
 static wf_status measure(mixers *m) {
   int failed = 0;
   job j = {.m = m};
-  WF_TRY(wf_bench_product_rate(m->f->threads, &m->matrix_rate));
+  if (!m->f->generate) WF_TRY(wf_bench_product_rate(m->f->threads, &m->matrix_rate));
   if (!m->f->json) print_header(m);
   for (int i = 0; i < m->n; i++)
     for (int k = 0; k < m->n_T; k++) {
       wf_bench_mixer_row *r = &m->row[i * m->n_T + k];
-      j.mixer = (wf_bench_mixer){m->type[i], m->options[i], m->f->d_model, m->T[k], m->f->batch};
+      j.mixer =
+          (wf_bench_mixer){m->type[i], m->options[i], m->f->d_model, m->T[k], m->f->batch, m->f->generate};
       if (wf_bench_apart(mixer, &j, r, sizeof *r) != WF_OK) {
         print_failure(m, m->type[i]->name, m->T[k]);
         failed++;
@@ -183,6 +200,7 @@ static wf_status measure(mixers *m) {
 
 static wf_status run_all(mixers *m, const wf_args *a) {
   bool plots = m->f->plot != NULL;
+  if (plots && m->f->generate) return WF_FAIL(WF_EINVAL, "--plot shows training, not --generate");
   WF_TRY(wf_human_read("--seq-len", m->f->seq_len, m->T, MOST_T, &m->n_T));
   WF_TRY(choose(m, a));
   WF_TRY(set_options(m, a));

@@ -62,6 +62,17 @@ START_TEST(every_mixer_is_measured) {
 }
 END_TEST
 
+/* A token costs about the same anywhere where the state is fixed: not measured here, where other tests run.
+ */
+START_TEST(decoding_is_measured) {
+  bench("attention simple_gla --generate --batch 2", 0, "a token of each sequence at position T\n");
+  ck_assert_ptr_nonnull(strstr(output, "\nsimple_gla                33 "));
+  bench("attention --generate --json", 0, "\"decode_s\": ");
+  bench("simple_gla --generate --seq-len 0", 1, "\"0\" is no count");
+  bench("simple_gla --generate --plot x.svg", 1, "--plot shows training, not --generate");
+}
+END_TEST
+
 START_TEST(mistakes_are_told) {
   bench("atention", 1, "hint: did you mean attention?");
   bench("attention --set headz=3", 1, "none of these mixers has an option \"headz\"");
@@ -140,6 +151,7 @@ static Suite *suite(void) {
   tcase_add_unchecked_fixture(t, temp_dir_make, temp_dir_remove);
   tcase_add_test(t, a_row_has_its_figures);
   tcase_add_test(t, every_mixer_is_measured);
+  tcase_add_test(t, decoding_is_measured);
   tcase_add_test(t, mistakes_are_told);
   tcase_add_test(t, a_plot_needs_gnuplot);
   tcase_add_test(t, the_family_is_measured);
