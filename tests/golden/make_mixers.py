@@ -251,9 +251,36 @@ def lightning():
 
 @mixer
 def mamba():
+    """REFERENCES: a folder with mamba_ssm/ops/selective_scan_interface.py of state-spaces/mamba."""
     from transformers.models.mamba import modeling_mamba as hf
-    config = hf.MambaConfig(hidden_size=D, state_size=5)
-    golden("mamba", "mamba state=5", lambda: hf.MambaMixer(config, 0).eval(), keep=("A_log", "D", "dt_proj.bias"))
+    keep = ("A_log", "D", "dt_proj.bias")
+    golden("mamba", "mamba state=5", lambda: hf.MambaMixer(hf.MambaConfig(hidden_size=D, state_size=5), 0).eval(), keep=keep)
+    own, scan = hf.mamba_selective_scan, selective_scan_of_mamba_ssm()
+    hf.mamba_selective_scan = scan
+    config = hf.MambaConfig(hidden_size=D, state_size=7, time_step_rank=3, conv_kernel=3)
+    golden("mamba_ssm", "mamba state=7 dt_rank=3 conv_width=3", lambda: hf.MambaMixer(config, 0).eval(), keep=keep)
+    hf.mamba_selective_scan = own
+    assert scan.calls == len(LENGTHS)
+
+
+def selective_scan_of_mamba_ssm():
+    """The reference scan that the package's CUDA kernel is tested against; the rest of the package wants a GPU."""
+    from types import ModuleType
+    needs = {"mamba_ssm.utils.torch": ("custom_bwd", "custom_fwd"), "mamba_ssm.ops.triton.layer_norm": ("_layer_norm_fwd",)}
+    for name, symbols in needs.items():
+        for i in range(1, len(name.split(".")) + 1):
+            sys.modules.setdefault(".".join(name.split(".")[:i]), ModuleType(name))
+        for symbol in symbols:
+            setattr(sys.modules[name], symbol, lambda f, **_: f)
+    sys.path.append(os.environ["REFERENCES"])
+    from selective_scan_interface import selective_scan_ref
+
+    def scan(u, dt, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, **_):
+        scan.calls += 1
+        return selective_scan_ref(u, dt, A, B, C, D, z, delta_bias, delta_softplus)
+
+    scan.calls = 0
+    return scan
 
 
 @mixer
@@ -331,14 +358,126 @@ def slstm():
     from xlstm.blocks.slstm.layer import sLSTMLayer, sLSTMLayerConfig
 
     def parts(name, value, is_gradient):
-        swap = {"igate.weight": "fgate.weight", "fgate.weight": "igate.weight"}  # theirs feed the other gate
-        if name.startswith(("slstm_cell._rec", "slstm_cell._bias")):
+        exchanged = {"igate.weight": "fgate.weight", "fgate.weight": "igate.weight"}  # theirs feed the other gate
+        if name.startswith("slstm_cell."):
             return {name.removeprefix("slstm_cell.").strip("_"): value}
-        return {swap.get(k, k): v for k, v in plus_one(name, value, is_gradient).items()}
+        return {exchanged.get(k, k): v for k, v in plus_one(name, value, is_gradient).items()}
 
-    golden("slstm", "slstm heads=2",
-           lambda: sLSTMLayer(sLSTMLayerConfig(embedding_dim=D, num_heads=2, backend="vanilla", dtype="float32",
-                                               enable_automatic_mixed_precision=False)), parts=parts)
+    config = {"embedding_dim": D, "num_heads": 2, "backend": "vanilla", "dtype": "float32",
+              "enable_automatic_mixed_precision": False}
+    golden("slstm", "slstm heads=2", lambda: sLSTMLayer(sLSTMLayerConfig(**config)), parts=parts)
+    golden("slstm_plain", "slstm heads=2 conv_width=0",
+           lambda: sLSTMLayer(sLSTMLayerConfig(**config, conv1d_kernel_size=0)), parts=parts)
+
+
+# ---- torch's own -------------------------------------------------------------------------------------------------
+
+
+@mixer
+def lstm():
+    def parts(name, value, _):
+        if name == "bias_ih_l0":  # zero: one bias, and one gradient, for both
+            return {}
+        return {name.removesuffix("_l0").replace("bias_hh", "bias"): value}
+
+    golden("lstm", "lstm", lambda: torch.nn.LSTM(D, D, batch_first=True), lambda module, x: module(x)[0], parts,
+           prepare=lambda module: module.bias_ih_l0.zero_())
+
+
+@mixer
+def gru():
+    class Projected(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.out = torch.nn.GRU(D, 11, batch_first=True), torch.nn.Linear(11, D, bias=False)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0])
+
+    def parts(name, value, _):
+        return {name.removeprefix("rnn.").removesuffix("_l0"): value}
+
+    golden("gru", "gru", lambda: torch.nn.GRU(D, D, batch_first=True), lambda module, x: module(x)[0], parts)
+    golden("gru_projected", "gru width=11", Projected, parts=parts)
+
+
+# ---- by definition: the papers' equations, token by token --------------------------------------------------------
+
+
+class MinRNN(torch.nn.Module):
+    """minGRU (gate z) and minLSTM (gates i, f), Feng et al. 2024; g is the paper's positive candidate."""
+
+    def __init__(self, gates, width):
+        super().__init__()
+        self.h = torch.nn.Linear(D, width)
+        for gate in gates:
+            setattr(self, gate, torch.nn.Linear(D, width))
+        if width != D:
+            self.o = torch.nn.Linear(width, D, bias=False)
+
+    def forward(self, x):
+        h = self.h(x)
+        h = torch.where(h >= 0, h + 0.5, h.sigmoid())
+        if hasattr(self, "z"):
+            write = self.z(x).sigmoid()
+            keep = 1 - write
+        else:
+            i, f = self.i(x).sigmoid(), self.f(x).sigmoid()
+            write, keep = i / (i + f), f / (i + f)
+        y, state = [], torch.zeros_like(h[:, 0])
+        for t in range(x.shape[1]):
+            state = keep[:, t] * state + write[:, t] * h[:, t]
+            y.append(state)
+        y = torch.stack(y, dim=1)
+        return self.o(y) if hasattr(self, "o") else y
+
+
+@mixer
+def mingru():
+    golden("mingru", "mingru expand=1", lambda: MinRNN("z", D))
+
+
+@mixer
+def minlstm():
+    golden("minlstm", "minlstm expand=1.5", lambda: MinRNN("if", 24))
+
+
+class Aaren(torch.nn.Module):
+    """Feng et al. 2024 (Attention as an RNN): softmax attention of one learned query over each prefix."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.query = torch.nn.Parameter(torch.zeros(heads, D // heads))
+        self.k_proj, self.v_proj, self.o_proj = (torch.nn.Linear(D, D, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        heads, width = self.query.shape
+        k, v = (f(x).unflatten(-1, (heads, width)) for f in (self.k_proj, self.v_proj))
+        score = (k * self.query).sum(-1) * width ** -0.5
+        y = [(score[:, :t + 1].softmax(1)[..., None] * v[:, :t + 1]).sum(1) for t in range(x.shape[1])]
+        return self.o_proj(torch.stack(y, dim=1).flatten(-2))
+
+
+@mixer
+def aaren():
+    golden("aaren", "aaren heads=2", lambda: Aaren(2))
+
+
+class BaseConv(torch.nn.Module):
+    """Arora et al. 2023: (x W + b) . (conv(x) + b2)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.projection = torch.nn.Linear(D, D)
+        self.conv = torch.nn.Conv1d(D, D, width, groups=D, padding=width - 1)
+
+    def forward(self, x):
+        return self.projection(x) * self.conv(x.transpose(1, 2))[..., :x.shape[1]].transpose(1, 2)
+
+
+@mixer
+def base_conv():
+    golden("base_conv", "base_conv conv_width=5", lambda: BaseConv(5))
 
 
 # ---- TTT, by its authors' PyTorch form ---------------------------------------------------------------------------
