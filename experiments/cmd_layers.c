@@ -32,8 +32,7 @@ static wf_status describe(const wf_config_type *type, wf_config_kind kind) {
   return WF_OK;
 }
 
-/* Bytes are those of float32. A decoded token reads the weights, reads and writes the fixed part of the
- * state, reads the keys and values of all tokens before it and adds its own. */
+/* Bytes are those of float32. */
 static wf_status print_costs(const wf_single *s, const flags *f) {
   enum { MOST = 64 };
   int64_t T[MOST], fixed, growing;
@@ -41,7 +40,6 @@ static wf_status print_costs(const wf_single *s, const flags *f) {
   char a[24], b[24], c[24];
   WF_TRY(wf_human_read("--seq-len", f->seq_len, T, MOST, &n));
   wf_state_bytes(&s->state, WF_F32, &fixed, &growing);
-  double weights = 4 * (double)s->params.numel;
   printf("\nd_model %lld: %s parameters; a sequence's state: %s", (long long)f->d_model,
          wf_human_count((double)s->params.numel, a), fixed + growing == 0 ? "none" : "");
   if (fixed) printf("%s%s", wf_human_bytes((double)fixed, b), growing ? " and " : "");
@@ -50,7 +48,7 @@ static wf_status print_costs(const wf_single *s, const flags *f) {
   for (int i = 0; i < n; i++) {
     double state = (double)fixed + (double)growing * (double)T[i];
     printf("%12lld %14s %14s %20s\n", (long long)T[i], wf_human_count(wf_single_flops(s, T[i]), a),
-           wf_human_bytes(state, b), wf_human_bytes(weights + (double)fixed + state, c));
+           wf_human_bytes(state, b), wf_human_bytes(wf_single_bytes(s, T[i]), c));
   }
   return WF_OK;
 }

@@ -58,3 +58,11 @@ void wf_single_options_free(const wf_layer_type *type, void *options) {
 double wf_single_flops(const wf_single *s, int64_t T) {
   return s->type->flops ? s->type->flops(s->self, T) : 2 * (double)s->params.numel;
 }
+
+double wf_single_bytes(const wf_single *s, int64_t T) {
+  int64_t fixed, growing;
+  wf_state_bytes(&s->state, WF_F32, &fixed, &growing);
+  const double read =
+      growing && s->type->reads ? 4 * s->type->reads(s->self, T) : (double)growing * (double)T;
+  return 4 * (double)s->params.numel + 2 * (double)fixed + read + (double)growing;
+}

@@ -32,6 +32,9 @@ void wf_single_options_free(const wf_layer_type *type, void *options);
 
 /* Forward floating-point operations of a token at position T. */
 double wf_single_flops(const wf_single *s, int64_t T);
+/* Bytes of float32 that a token decoded at position T moves: it reads the weights, reads and writes the fixed
+ * part of the state, reads what it sees of the growing part and adds its own. */
+double wf_single_bytes(const wf_single *s, int64_t T);
 
 #ifdef __cplusplus
 }

@@ -65,6 +65,8 @@ typedef struct wf_layer_type {
   /* Forward floating-point operations a token at position T, products counted as 2 (may be NULL: twice the
    * parameters). */
   double (*flops)(const void *self, int64_t T);
+  /* Elements of its growing state that a token at position T reads (may be NULL: all that T tokens left). */
+  double (*reads)(const void *self, int64_t T);
 } wf_layer_type;
 
 /* ---- registry ---- */

@@ -123,15 +123,23 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   return wf_linear(c, wf_reshape(c, o, WF_SHAPE(-1, a->H * a->K)), wf_value(a->out), NULL);
 }
 
-/* One head in r keeps a token, and sees one key in r of its segment. */
+/* Keys seen by all heads together: one head in r keeps a token, and sees one key in r of its segment. */
+static double seen(const longnet *a, int64_t T) {
+  double sum = 0;
+  for (int i = 0; i < a->n; i++)
+    sum += (double)(a->H * (T < a->pattern[i].segment ? T : a->pattern[i].segment)) /
+           (double)(a->pattern[i].dilation * a->pattern[i].dilation);
+  return sum;
+}
+
 static double flops(const void *self, int64_t T) {
   const longnet *a = self;
-  double wide = (double)(a->H * a->K), sum = 8 * (double)a->out->shape[0] * wide;
-  for (int i = 0; i < a->n; i++) {
-    double seen = (double)(T < a->pattern[i].segment ? T : a->pattern[i].segment);
-    sum += 4 * wide * seen / (double)(a->pattern[i].dilation * a->pattern[i].dilation);
-  }
-  return sum;
+  return 8 * (double)(a->out->shape[0] * a->H * a->K) + 4 * (double)a->K * seen(a, T);
+}
+
+static double reads(const void *self, int64_t T) {
+  const longnet *a = self;
+  return 2 * (double)a->K * seen(a, T);
 }
 
 const wf_layer_type wf_layer_longnet = {
@@ -144,4 +152,5 @@ const wf_layer_type wf_layer_longnet = {
     .init = init,
     .forward = forward,
     .flops = flops,
+    .reads = reads,
 };
