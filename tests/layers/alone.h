@@ -333,6 +333,41 @@ static inline void expect_equal(const char *a, void (*set_a)(layer *l, const lay
   ck_assert_int_eq(wf_mem_live(), 0);
 }
 
+/* float32 against float64 at values that float32 holds, over 1000 tokens: the output to `limit`, gradients to
+ * 4 times it, each relative to its own size, or to 1e-3 of the largest where it is smaller by cancellation.
+ */
+static inline void check_float32(const char *text, void (*set)(layer *l, const layer *other), double limit) {
+  enum { T = 1000, N = T * 8 };
+  double *x = random_doubles(N, "x", 1), *dy = random_doubles(N, "dy", 1), *y[2], *dx[2], most = 0;
+  layer l[2];
+  for (int64_t e = 0; e < N; e++) x[e] = (double)(float)x[e], dy[e] = (double)(float)dy[e];
+  for (int k = 0; k < 2; k++) {
+    l[k] = make_of(k ? WF_F64 : WF_F32, text, 8);
+    if (set) set(&l[k], NULL);
+    for (int64_t e = 0; e < l[k].params.numel; e++) l[k].w[e] = (double)(float)l[k].w[e];
+    y[k] = wf_calloc("test", N, 2 * sizeof *y[k]);
+    dx[k] = y[k] + N;
+    run(&l[k], T, x, dy, y[k], dx[k]);
+  }
+  agree(text, T, N, y[0], y[1], limit);
+  agree(text, T, N, dx[0], dx[1], 4 * limit);
+  const double *a = l[0].dw, *b = l[1].dw;
+  for (int i = 0; i < l[0].params.n; b += l[0].params.param[i++]->numel)
+    most = fmax(most, sqrt(dot(l[0].params.param[i]->numel, b, b)));
+  b = l[1].dw;
+  for (int i = 0; i < l[0].params.n; i++) {
+    int64_t n = l[0].params.param[i]->numel;
+    double size = fmax(sqrt(dot(n, b, b)), 1e-3 * most), error = 0;
+    for (int64_t e = 0; e < n; e++) error += (a[e] - b[e]) * (a[e] - b[e]);
+    ck_assert_msg(sqrt(error) <= 4 * limit * size, "%s in float32: gradient of %s: error %.2e of %.2e", text,
+                  l[0].params.param[i]->name, sqrt(error), size);
+    a += n, b += n;
+  }
+  for (int k = 0; k < 2; k++) drop(&l[k]), wf_free(y[k]);
+  wf_free(x), wf_free(dy);
+  ck_assert_int_eq(wf_mem_live(), 0);
+}
+
 /* Its init fails, for a width of 8. */
 static inline void expect_refused(const char *text) {
   void *options, *self = NULL;

@@ -130,29 +130,27 @@ START_TEST(open_forget_gates_are_attention) {
 }
 END_TEST
 
-/* float32 against float64, at values that float32 holds, however far the gates' sums are from 0. */
+static double gate_bias;
+static void set_gates(layer *l, const layer *other) {
+  (void)other;
+  fill(l, "f.bias", gate_bias);
+}
+
+/* However far the gates' sums are from 0. */
 START_TEST(forgetting_in_float32) {
-  enum { T = 1000, N = T * 8 };
   static const double biases[] = {4, 0, -5, -50};
   for (int i = 0; i < 4; i++) {
-    double *x = random_doubles(N, "x", 1), *dy = random_doubles(N, "dy", 1), *y[2], *dx[2];
-    layer l[2];
-    for (int k = 0; k < 2; k++) {
-      l[k] = make_of(k ? WF_F64 : WF_F32, "attention heads=2 forget_gate=true position=none", 8);
-      fill(&l[k], "f.bias", biases[i]);
-      y[k] = wf_calloc("test", N, 2 * sizeof *y[k]);
-      dx[k] = y[k] + N;
-      for (int64_t e = 0; e < N; e++) x[e] = (double)(float)x[e], dy[e] = (double)(float)dy[e];
-      for (int64_t e = 0; e < l[k].params.numel; e++) l[k].w[e] = (double)(float)l[k].w[e];
-      run(&l[k], T, x, dy, y[k], dx[k]);
-    }
-    agree("output in float32", T, N, y[0], y[1], 1e-6);
-    agree("dx in float32", T, N, dx[0], dx[1], 2e-6);
-    int64_t at = value(&l[0], "f.weight") - l[0].w, n = numel(&l[0], "f.weight");
-    agree("gate's gradient in float32", T, n, l[0].dw + at, l[1].dw + at, 1e-5);
-    for (int k = 0; k < 2; k++) drop(&l[k]), wf_free(y[k]);
-    wf_free(x), wf_free(dy);
+    gate_bias = biases[i];
+    check_float32("attention heads=2 forget_gate=true position=none", set_gates, 1e-6);
+    check_float32("attention heads=2 forget_gate=true window=30 kind=sigmoid", set_gates, 1e-6);
   }
+}
+END_TEST
+
+START_TEST(in_float32) {
+  check_float32("attention heads=2 kind=sigmoid", NULL, 1e-6);
+  check_float32("attention heads=4 kv_heads=2 temperature=both qk_norm=true", NULL, 1e-5); /* large scores */
+  check_float32("attention heads=4 kv_heads=2 kv_weights=column output_gate=true", NULL, 1e-6);
 }
 END_TEST
 
@@ -255,6 +253,7 @@ static Suite *suite(void) {
   tcase_add_test(t, no_temperature_is_attention);
   tcase_add_test(t, open_forget_gates_are_attention);
   tcase_add_test(t, forgetting_in_float32);
+  tcase_add_test(t, in_float32);
   tcase_add_test(t, forgetting_in_pieces_in_float32);
   tcase_add_test(t, equal_weights_pool);
   tcase_add_test(t, one_group_is_multi_query);

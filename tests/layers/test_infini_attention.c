@@ -103,6 +103,12 @@ START_TEST(one_segment_is_attention) {
 }
 END_TEST
 
+START_TEST(in_float32) {
+  check_float32("infini_attention heads=2 segment=64", NULL, 1e-6);
+  check_float32("infini_attention heads=2 segment=64 update=delta", NULL, 1e-6);
+}
+END_TEST
+
 START_TEST(mistakes) {
   expect_refused("infini_attention heads=3");
   expect_refused("infini_attention heads=8");
@@ -123,6 +129,7 @@ static Suite *suite(void) {
   tcase_add_test(t, linear);
   tcase_add_test(t, by_delta);
   tcase_add_test(t, one_segment_is_attention);
+  tcase_add_test(t, in_float32);
   tcase_add_test(t, mistakes);
   tcase_add_test(t, contract);
   tcase_add_test(t, contract_delta);

@@ -73,6 +73,11 @@ START_TEST(one_segment_is_attention) {
 }
 END_TEST
 
+START_TEST(in_float32) {
+  check_float32("longnet heads=2 segments=64,256,1000 dilations=1,2,4", NULL, 1e-6);
+}
+END_TEST
+
 START_TEST(mistakes) {
   expect_refused("longnet heads=2 segments=4,8");
   expect_refused("longnet heads=2 segments=4,x dilations=1,2");
@@ -92,6 +97,7 @@ static Suite *suite(void) {
   TCase *t = tcase_create("longnet");
   tcase_add_test(t, dilated);
   tcase_add_test(t, one_segment_is_attention);
+  tcase_add_test(t, in_float32);
   tcase_add_test(t, mistakes);
   tcase_add_test(t, contract);
   tcase_add_test(t, contract_hybrid);
