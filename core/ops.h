@@ -120,6 +120,10 @@ wf_tensor *wf_rotary_adjacent(wf_ctx *c, wf_tensor *x, wf_tensor *pos, double ba
 /* ---- dropout.c ---- */
 /* Inverted dropout with draws keyed by (key, step, sequence, place, column): x [n, d], rows->key [n, 2]. */
 wf_tensor *wf_dropout(wf_ctx *c, wf_tensor *x, const wf_rows *rows, double p, wf_rng_key key, int64_t step);
+/* The same for one line a row, x [rows, d], keyed by the place where the row's document starts: rows that are
+ * cuts of one document draw alike. */
+wf_tensor *wf_dropout_documents(wf_ctx *c, wf_tensor *x, const wf_rows *rows, double p, wf_rng_key key,
+                                int64_t step);
 
 /* ---- xent.c ---- */
 /* Loss of each token, in f32 (f64 for f64): -log softmax(logits)[label] + z (log-sum-exp)^2; 0 where label <
@@ -246,6 +250,28 @@ typedef struct wf_selective_in {
  * *state_out [lanes, d, N] (may be NULL). */
 wf_tensor *wf_selective_scan(wf_ctx *c, const wf_selective_in *in, wf_tensor *state, const wf_rows *rows,
                              wf_tensor **state_out);
+
+/* ---- recur.c ---- */
+typedef enum wf_recur_cell { WF_RECUR_LSTM, WF_RECUR_GRU, WF_RECUR_SLSTM } wf_recur_cell;
+static inline int wf_recur_gates(wf_recur_cell cell) {
+  return cell == WF_RECUR_GRU ? 3 : 4;
+}
+static inline int wf_recur_states(wf_recur_cell cell) {
+  return cell == WF_RECUR_LSTM ? 2 : cell == WF_RECUR_GRU ? 1 : 4;
+}
+typedef struct wf_recur_in {
+  wf_recur_cell cell;
+  wf_tensor *x[4];   /* the gates' inputs: one [n, gates, H, D], or one [n, H, D] for each gate */
+  wf_tensor *r, *b;  /* [H, gates, D, D] (out, in); [gates, H, D] or NULL */
+  wf_tensor *init;   /* [states, H, D] or NULL (zero): what a fresh row starts from */
+  wf_tensor *h_mask; /* [rows, H, D] or NULL: multiplies a row's h where r reads it */
+  wf_tensor *c_mask; /* [n, H, D] or NULL: multiplies a token's candidate (LSTM g, GRU n; not sLSTM) */
+} wf_recur_in;
+/* Gated recurrence, token by token, of heads that see their own channels: the cell of x and r h_{t-1} + b.
+ * Gates and states, h first: LSTM i f g o; h c.  GRU r z n; h.  sLSTM i f z o; h c n m (Beck et al. 2024).
+ * state [lanes, states, H, D] or NULL (all rows fresh) -> h [n, H, D], *state_out (may be NULL). */
+wf_tensor *wf_recur(wf_ctx *c, const wf_recur_in *in, wf_tensor *state, const wf_rows *rows,
+                    wf_tensor **state_out);
 
 #ifdef __cplusplus
 }

@@ -75,6 +75,7 @@ WF_KERNEL(dropout) {
 }
 
 #else
+#  include "core/memory.h"
 
 WF_CPU(dropout)
 WF_CUDA_DECLARE(dropout)
@@ -131,10 +132,27 @@ const wf_op wf_op_dropout = {
     .n_samples = 4,
 };
 
-wf_tensor *wf_dropout(wf_ctx *c, wf_tensor *x, const wf_rows *rows, double p, wf_rng_key key, int64_t step) {
-  if (p == 0) return x;
+static wf_tensor *drop(wf_ctx *c, wf_tensor *x, wf_tensor *keys, double p, wf_rng_key key, int64_t step) {
   dropout_attr o = {p, key, step};
-  return wf_op_apply(c, &wf_op_dropout, 2, (wf_tensor *[]){x, rows->key}, &o, NULL);
+  return wf_op_apply(c, &wf_op_dropout, 2, (wf_tensor *[]){x, keys}, &o, NULL);
+}
+
+wf_tensor *wf_dropout(wf_ctx *c, wf_tensor *x, const wf_rows *rows, double p, wf_rng_key key, int64_t step) {
+  return p == 0 ? x : drop(c, x, rows->key, p, key, step);
+}
+
+wf_tensor *wf_dropout_documents(wf_ctx *c, wf_tensor *x, const wf_rows *rows, double p, wf_rng_key key,
+                                int64_t step) {
+  if (p == 0) return x;
+  int64_t *start = wf_alloc("rows", (size_t)rows->n * 2 * sizeof *start);
+  if (!start) return wf_poison(c, WF_ENOMEM);
+  for (int64_t r = 0; r < rows->n; r++) {
+    start[2 * r] = rows->row[r].seq;
+    start[2 * r + 1] = rows->row[r].place - rows->row[r].pos;
+  }
+  x = drop(c, x, wf_from_host(c, "rows", WF_I64, WF_SHAPE(rows->n, 2), start), p, key, step);
+  wf_free(start);
+  return x;
 }
 
 #endif

@@ -71,7 +71,8 @@ static inline void near(const char *what, int64_t n, const double *got, const do
   double diff2 = 0, want2 = 0, most = 0;
   for (int64_t i = 0; i < n; i++) {
     double d = fabs(got[i] - want[i]);
-    ck_assert_msg(isfinite(d), "%s[%lld] is %g, expected %g", what, (long long)i, got[i], want[i]);
+    if (!isfinite(d)) /* an assertion an element would write to the framework's log each time */
+      ck_abort_msg("%s[%lld] is %g, expected %g", what, (long long)i, got[i], want[i]);
     diff2 += d * d;
     want2 += want[i] * want[i];
     most = fmax(most, d);
