@@ -7,7 +7,8 @@
 typedef enum act { GELU, GELU_TANH, RELU2, SWI, GE } act;
 
 typedef struct options {
-  int64_t width;
+  int64_t width, multiple;
+  double expand;
   bool bias, tanh;
 } options;
 
@@ -16,6 +17,11 @@ typedef struct mlp {
   wf_param *up, *up_bias, *gate, *gate_bias, *down, *down_bias;
 } mlp;
 
+static int64_t gated_width(int64_t d, const options *o) {
+  double wide = isnan(o->expand) ? 8 * (double)d / 3 : o->expand * (double)d;
+  return o->multiple * (int64_t)ceil(wide / (double)o->multiple);
+}
+
 static wf_status init(wf_build *b, const options *o, act kind, void **self) {
   mlp *m = wf_calloc("model", 1, sizeof *m);
   if (!m) return WF_ENOMEM;
@@ -23,7 +29,7 @@ static wf_status init(wf_build *b, const options *o, act kind, void **self) {
   m->act = kind;
   int64_t d = b->d_model, F = o->width;
   bool gated = kind == SWI || kind == GE;
-  if (F == WF_AUTO_I64) F = gated ? 256 * (int64_t)ceil(8.0 * (double)d / 3 / 256) : 4 * d;
+  if (F == WF_AUTO_I64) F = gated ? gated_width(d, o) : 4 * d;
   if (gated) WF_TRY(wf_build_linear(b, "gate", d, F, b->init_std, &m->gate, o->bias ? &m->gate_bias : NULL));
   WF_TRY(wf_build_linear(b, "up", d, F, b->init_std, &m->up, o->bias ? &m->up_bias : NULL));
   return wf_build_linear(b, "down", F, d, b->out_std, &m->down, o->bias ? &m->down_bias : NULL);
@@ -65,8 +71,10 @@ static const wf_option gelu_table[] = {
     WIDTH("hidden width; auto: 4 d_model"), BIAS,
     WF_OPT_BOOL(options, tanh, "false", "GPT-2's approximation of GELU by tanh"), WF_OPT_END};
 static const wf_option plain_table[] = {WIDTH("hidden width; auto: 4 d_model"), BIAS, WF_OPT_END};
-static const wf_option gated_table[] = {WIDTH("hidden width; auto: 8/3 d_model rounded up to 256"), BIAS,
-                                        WF_OPT_END};
+static const wf_option gated_table[] = {
+    WIDTH("hidden width; auto: d_model x expand, rounded up to a multiple"),
+    WF_OPT_F64F(options, expand, "auto", 0.001, 1024, WF_OPT_AUTO, "hidden width over d_model; auto: 8/3"),
+    WF_OPT_I64(options, multiple, "256", 1, 1 << 20, "what the width is rounded up to"), BIAS, WF_OPT_END};
 
 #define MLP(var, type_name, text, cite, opts, init_fn)        \
   const wf_layer_type var = {.kind = WF_LAYER_MLP,            \

@@ -154,12 +154,6 @@ static wf_tensor *cell(wf_run *r, const mlstm *m, wf_tensor *const y[3], wf_tens
   return wf_normalise(c, wf_seq_scan(r, m->slot, &in, &m->scan), floor, 1e-6);
 }
 
-/* LayerNorm of each head, without a bias. */
-static wf_tensor *normed(wf_ctx *c, const mlstm *m, wf_tensor *h) {
-  h = wf_norm(c, WF_NORM_LAYER, h, NULL, NULL, m->norm_eps);
-  return wf_mul(c, wf_reshape(c, h, WF_SHAPE(-1, m->H * m->V)), wf_value(m->norm));
-}
-
 /* Gates from [q, k, v] without joining them: each meets its columns of the weight. */
 static void block_gates(wf_ctx *c, const mlstm *m, wf_tensor *const y[3], wf_tensor *pre[2]) {
   for (int i = I; i <= F; i++) {
@@ -180,7 +174,8 @@ static wf_tensor *forward_block(wf_run *r, const mlstm *m, wf_tensor *x) {
   for (int i = 0; i < 3; i++) y[i] = wf_block_linear(c, i == VALUE ? u : mixed, wf_value(m->w[i]));
   block_gates(c, m, y, pre);
   for (int i = 0; i < 3; i++) y[i] = wf_as_heads(y[i], m->H);
-  wf_tensor *h = wf_add(c, normed(c, m, cell(r, m, y, pre)), wf_mul(c, mixed, wf_value(m->skip)));
+  wf_tensor *h = wf_add(c, wf_head_norm(c, cell(r, m, y, pre), wf_value(m->norm), m->norm_eps),
+                        wf_mul(c, mixed, wf_value(m->skip)));
   return wf_linear(c, wf_glu(c, WF_GLU_SWI, z, h), wf_value(m->out), NULL);
 }
 
@@ -195,7 +190,7 @@ static wf_tensor *forward_large(wf_run *r, const mlstm *m, wf_tensor *x) {
   for (int i = I; i <= F && cap > 0; i++)
     pre[i] = wf_affine(c, wf_tanh(c, wf_affine(c, pre[i], 1 / cap, 0)), cap, 0);
   for (int i = 0; i < 3; i++) y[i] = wf_as_heads(y[i], m->H);
-  wf_tensor *h = normed(c, m, cell(r, m, y, pre));
+  wf_tensor *h = wf_head_norm(c, cell(r, m, y, pre), wf_value(m->norm), m->norm_eps);
   return wf_linear(c, wf_glu(c, WF_GLU_SIGMOID, y[3], h), wf_value(m->out), NULL);
 }
 

@@ -22,7 +22,7 @@ typedef enum wf_init_kind { WF_INIT_CONST, WF_INIT_NORMAL, WF_INIT_UNIFORM, WF_I
 
 typedef struct wf_init {
   wf_init_kind kind;
-  double a, b; /* CONST: the value. NORMAL: mean, deviation. UNIFORM: [a, b) */
+  double a, b, c; /* CONST: the value. NORMAL: mean, deviation. UNIFORM: [a, b). FN: as fn has them */
   double (*fn)(const struct wf_init *init, wf_rng_key key, int64_t element); /* FN */
 } wf_init;
 

@@ -39,6 +39,11 @@ wf_tensor *wf_head_constants(wf_ctx *c, const double *value, int64_t H, int64_t 
   return wf_expand(c, one, WF_SHAPE(n, H));
 }
 
+wf_tensor *wf_head_norm(wf_ctx *c, wf_tensor *h, wf_tensor *weight, double eps) {
+  h = wf_norm(c, WF_NORM_LAYER, h, NULL, NULL, eps);
+  return wf_mul(c, wf_reshape(c, h, WF_SHAPE(-1, wf_numel(weight))), weight);
+}
+
 wf_status wf_part_out(wf_build *b, int64_t heads, int64_t V, wf_glu_kind gate, double eps, wf_out_part *out) {
   *out = (wf_out_part){.gate = gate, .eps = eps};
   WF_TRY(wf_build_param(b, "norm.weight", WF_PARAM_NO_DECAY, wf_init_const(1), WF_SHAPE(V), &out->norm));

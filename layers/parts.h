@@ -38,6 +38,9 @@ wf_tensor *wf_repeat_heads(wf_ctx *c, wf_tensor *x, int64_t heads);
  * decays. */
 wf_tensor *wf_head_constants(wf_ctx *c, const double *value, int64_t H, int64_t n, wf_dtype dtype);
 
+/* LayerNorm of each head without a bias: h [n, H, V], weight [H V] -> [n, H V]. */
+wf_tensor *wf_head_norm(wf_ctx *c, wf_tensor *h, wf_tensor *weight, double eps);
+
 /* ---- gated output of a linear-attention mixer ---- */
 
 typedef struct wf_out_part {

@@ -103,6 +103,19 @@ typedef wf_tensor *(*wf_seq_piece)(wf_run *r, const void *self, const wf_seq_spa
 wf_tensor *wf_seq_serial(wf_run *r, int64_t segment, int slot, int n_state, wf_tensor *const *init, int n_x,
                          wf_tensor *const *x, wf_seq_piece piece, const void *self);
 
+/* Gated recurrences, seq_recur.c: serial as it is, one token after the other, as one op. Slot for the states
+ * of heads of width D. */
+wf_status wf_seq_recur_state(wf_build *b, const char *name, wf_recur_cell cell, int64_t heads, int64_t D,
+                             int *slot);
+typedef struct wf_seq_recur_dropout {
+  const char *site;    /* of the draws: the layer's path */
+  double h, candidate; /* probabilities; while training */
+} wf_seq_recur_dropout;
+/* core/ops.h: wf_recur -> h [n, H, D]. `in` without masks; they are drawn here (NULL: none): one of h for
+ * each document and step (Gal & Ghahramani 2016), one of the candidate for each token (Semeniuta et al.
+ * 2016). */
+wf_tensor *wf_seq_recur(wf_run *r, int slot, const wf_recur_in *in, const wf_seq_recur_dropout *drop);
+
 #ifdef __cplusplus
 }
 #endif

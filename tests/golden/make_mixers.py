@@ -480,6 +480,45 @@ def base_conv():
     golden("base_conv", "base_conv conv_width=5", lambda: BaseConv(5))
 
 
+# ---- LSTM and GRU, by torch ---------------------------------------------------------------------------------------
+
+
+class Projected(torch.nn.Module):
+    def __init__(self, kind, width):
+        super().__init__()
+        self.rnn, self.out = kind(D, width, batch_first=True), torch.nn.Linear(width, D, bias=False)
+
+    def forward(self, x):
+        return (self.out(self.rnn(x)[0]),)
+
+
+def torch_rnn(name, kind):
+    merged = kind is torch.nn.LSTM  # its two biases are one: the sum, here with the second 0
+
+    def prepare(module):
+        for n, p in module.named_parameters():
+            if merged and "bias_hh" in n:
+                p.zero_()
+
+    def parts(n, value, _):
+        n = n.removeprefix("rnn.").removesuffix("_l0")
+        return {} if merged and n == "bias_hh" else {"bias" if merged and n == "bias_ih" else n: value}
+
+    more = {"call": lambda module, x: module(x)[0], "parts": parts, "prepare": prepare}
+    golden(name, name, lambda: kind(D, D, batch_first=True), **more)
+    golden(f"{name}_wide", f"{name} width=24", lambda: Projected(kind, 24), **more)
+
+
+@mixer
+def lstm():
+    torch_rnn("lstm", torch.nn.LSTM)
+
+
+@mixer
+def gru():
+    torch_rnn("gru", torch.nn.GRU)
+
+
 # ---- TTT, by its authors' PyTorch form ---------------------------------------------------------------------------
 
 

@@ -440,12 +440,16 @@ static void carried_batches_cut_the_gradient(int n_blocks, const char *const *bl
   wf_trial_free(&x);
 }
 
-void wf_trial_contract(int n_blocks, const char *const *blocks) {
+void wf_trial_cuts(int n_blocks, const char *const *blocks) {
   for (int k = 0; k < 4; k++) {
     wf_trial_options o = {
         .dtype = WF_F64, .dropout = 0.2, .packed = k & 1, .recompute = k & 2, .tie = k == 3};
     gradients_agree(n_blocks, blocks, &o);
   }
+}
+
+void wf_trial_contract(int n_blocks, const char *const *blocks) {
+  wf_trial_cuts(n_blocks, blocks);
   decoding_agrees_and_is_causal(n_blocks, blocks);
   packed_equals_separate(n_blocks, blocks);
   carried_batches_cut_the_gradient(n_blocks, blocks);

@@ -54,6 +54,10 @@ void wf_trial_simulate(wf_trial *x, int n, const int64_t *cuts, bool cut, double
 void wf_trial_logits(wf_trial *x, double *logits);
 void wf_trial_decode(wf_trial *x, double *logits);
 
+/* The gradient of any cut, with and without recomputation. This holds with a layer's own dropout too, where
+ * packed documents draw other numbers than the same ones apart. */
+void wf_trial_cuts(int n_blocks, const char *const *blocks);
+
 /* Everything above for one model. Fails the running test with a message on the first disagreement. */
 void wf_trial_contract(int n_blocks, const char *const *blocks);
 
