@@ -120,9 +120,11 @@ static wf_status encode(const wf_tokenizer *t, const wf_encode_args *a, size_t *
   const sp *s = (const sp *)t;
   size_t n = a->last ? a->n : 0;
   if (!a->last && s->cut_at_lines) n = whole_lines(a->text, a->n);
-  for (size_t i = 0; i < n;) { /* a part at a time: the library's memory grows with the text */
-    size_t part = s->cut_at_lines && n - i > 65536 ? whole_lines(a->text + i, 65536) : 0;
-    if (part == 0) part = n - i;
+  /* A line at a time, however the text comes: the library sums scores in float over what it is given, so that
+   * where two ways to split a word score alike, what stands before it would decide. */
+  for (size_t i = 0; i < n;) {
+    const char *newline = s->cut_at_lines ? memchr(a->text + i, '\n', n - i) : NULL;
+    size_t part = newline ? (size_t)(newline - a->text) + 1 - i : n - i;
     WF_TRY(encode_text(s, a->text + i, part, out));
     i += part;
   }

@@ -1,7 +1,8 @@
 /* Linear attention with a feature map: the softmax's e^{<q, k>} replaced by <phi(q), phi(k)>.
  *
- *   q = phi(x Wq), k = phi(x Wk), v = x Wv;  S_t = S_{t-1} + k_t^T v_t,  n_t = n_{t-1} + k_t
- *   o_t = q_t S_t / (|q_t n_t| + eps)  (normalise: true)  or  K^{-1/2} q_t S_t;   y = [norm](o) Wo
+ *   q = phi([conv](x Wq)), k = phi([conv](x Wk)), v = [conv](x Wv);  S_t = S_{t-1} + k_t^T v_t,  n_t =
+ * n_{t-1} + k_t o_t = q_t S_t / (|q_t n_t| + eps)  (normalise: true)  or  K^{-1/2} q_t S_t;   y = [norm](o)
+ * Wo
  *
  *   feature   phi                                                               features of a head of width K
  *   elu       elu(x) + 1                                       Katharopoulos et al. 2020        K
@@ -23,7 +24,7 @@ typedef struct options {
   int64_t heads, feature_dim;
   double expand_k, expand_v, eps;
   int feature;
-  bool normalise, norm;
+  bool normalise, norm, conv;
 } options;
 
 static const wf_option table[] = {
@@ -37,6 +38,7 @@ static const wf_option table[] = {
     WF_OPT_BOOL(options, normalise, "true", "divide by the sum of the weights, as the softmax does"),
     WF_OPT_F64(options, eps, "1e-6", 0, 1, "added to the sum of the weights"),
     WF_OPT_BOOL(options, norm, "false", "RMS norm of each head's output"),
+    WF_OPT_BOOL(options, conv, "false", "short convolution of 4 tokens and SiLU on q, k and v"),
     WF_OPT_END};
 
 enum { Q, KEY, VALUE };
@@ -47,6 +49,7 @@ typedef struct linear_attention {
   double norm_eps;
   wf_scan_options scan;
   wf_param *w[3], *map[2], *map_bias[2], *norm, *out;
+  wf_conv_part conv[3];
   int slot;
 } linear_attention;
 
@@ -66,6 +69,11 @@ static wf_status declare(wf_build *b, linear_attention *m) {
   int64_t wide[] = {m->H * m->K, m->H * m->K, m->H * m->V};
   for (int i = 0; i < 3; i++)
     WF_TRY(wf_build_linear(b, names[i], b->d_model, wide[i], b->init_std, &m->w[i], NULL));
+  for (int i = 0; i < 3 && m->o.conv; i++) {
+    char name[16];
+    snprintf(name, sizeof name, "%s_conv", names[i]);
+    WF_TRY(wf_part_conv(b, name, wide[i], 4, wf_init_normal(b->init_std), false, true, &m->conv[i]));
+  }
   for (int i = Q; i < VALUE && m->o.feature == HEDGEHOG; i++) {
     char name[32];
     snprintf(name, sizeof name, "%s_map.weight", names[i]);
@@ -118,6 +126,7 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   wf_tensor *w[3], *y[3];
   for (int i = 0; i < 3; i++) w[i] = wf_value(m->w[i]);
   wf_linear_n(c, x, 3, w, NULL, y);
+  for (int i = 0; i < 3; i++) y[i] = wf_use_conv(r, &m->conv[i], y[i]);
   wf_scan_in in = {
       .q = mapped(c, m, y[Q], Q), .k = mapped(c, m, y[KEY], KEY), .v = wf_as_heads(y[VALUE], m->H)};
   if (m->o.normalise) in.v = wf_append_one(c, in.v);

@@ -33,9 +33,11 @@ fi
 # shellcheck disable=SC2046 # a word for each mixer
 [ $# -gt 0 ] || set -- $("$weft" layers | awk '/^mixer$/ { on = 1; next } /^$/ { on = 0 } on { print $1 }')
 
-# Layers whose defaults are sizes of large models get those of WIDTH.
+# Layers whose defaults are sizes of large models get those of WIDTH; what sees neither positions nor the order of
+# tokens by themselves get a short convolution.
 options_of() {
   case $1 in
+  linear_attention) echo ", conv: true" ;;
   longnet) echo ", heads: 4" ;;
   esac
 }

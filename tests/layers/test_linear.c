@@ -8,7 +8,7 @@ WF_CONTRACT_TEST(retnet, "retnet heads=2 / swiglu width=7",
 WF_CONTRACT_TEST(lightning, "lightning heads=3 / swiglu width=7", "lightning heads=2 / -",
                  "lightning heads=2 position=rope / -")
 WF_CONTRACT_TEST(linear, "linear_attention heads=2 / swiglu width=7",
-                 "linear_attention heads=3 feature=relu norm=true / -",
+                 "linear_attention heads=3 feature=relu norm=true conv=true / -",
                  "linear_attention heads=2 feature=none normalise=false expand_k=0.5 / -")
 WF_CONTRACT_TEST(feature_maps, "linear_attention heads=2 feature=hedgehog / -",
                  "linear_attention heads=2 feature=taylor feature_dim=3 / -")

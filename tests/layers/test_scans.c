@@ -110,7 +110,7 @@ WF_CONTRACT_TEST(mingru, "mingru / swiglu width=7", "mingru expand=1 conv=true b
                  "mingru positive=false / -")
 WF_CONTRACT_TEST(minlstm, "minlstm / swiglu width=7", "minlstm expand=1 conv=true / -",
                  "minlstm positive=false / -")
-WF_CONTRACT_TEST(aaren_alone, "aaren heads=2 / swiglu width=7", "aaren heads=3 bias=true / -")
+WF_CONTRACT_TEST(aaren_alone, "aaren heads=2 / swiglu width=7", "aaren conv=true heads=3 bias=true / -")
 WF_CONTRACT_TEST(base_conv_alone, "base_conv / swiglu width=7", "base_conv conv_width=9 / -")
 WF_CONTRACT_TEST(hybrid, "mamba state=2 / -", "attention heads=2 window=5 / swiglu width=7", "mingru / -",
                  "aaren heads=2 / -")
