@@ -59,6 +59,7 @@ typedef struct wf_seq_attend_in {
   wf_tensor *c;         /* [n, H] f64 or NULL: c_t - c_j is added to the score (a sum of log gates) */
   wf_tensor *sink;      /* [H] or NULL: a logit that takes part in the softmax only */
   const double *slope;  /* [H] on the host or NULL: slope (t - j) is subtracted (ALiBi, Press et al. 2022) */
+  wf_tensor **lse;      /* NULL, or receives the log-sum-exp [n, H], for wf_merge with other keys */
 } wf_seq_attend_in;
 
 /* Slots for keys and values, and for c of `gates` heads when there are any: the last window-1 of them, or all

@@ -113,7 +113,8 @@ wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_s
     b = b ? wf_add(r->c, b, far_b) : far_b;
   }
   wf_free(host);
-  return wf_attend(r->c, in->q, k, v, span, a, b, in->sink, o);
+  wf_tensor *lse;
+  return wf_attend_lse(r->c, in->q, k, v, span, a, b, in->sink, o, in->lse ? in->lse : &lse);
 }
 
 /* ---- segments and dilation ---- */
