@@ -85,14 +85,18 @@ train() {
 
 # The width of the LSTM whose parameters come nearest to $1.
 lstm="mixer: lstm, mlp: none"
+lstm_parameters() {
+  run size "$1" "$lstm" 0 > "$out/size.log" 2>&1 || die "$(tail -n 2 "$out/size.log")"
+  number "$(parameters size)"
+}
 lstm_width() {
   low=8 high=1024
   while [ $((high - low)) -gt 8 ]; do
     middle=$((low + (high - low) / 16 * 8))
-    run size "$middle" "$lstm" 0 > "$out/size.log" 2>&1 || die "$(tail -n 2 "$out/size.log")"
-    if [ "$(number "$(parameters size)")" -le "$1" ]; then low=$middle; else high=$middle; fi
+    if [ "$(lstm_parameters "$middle")" -le "$1" ]; then low=$middle; else high=$middle; fi
   done
-  echo $low
+  below=$(($1 - $(lstm_parameters "$low"))) above=$(($(lstm_parameters "$high") - $1))
+  if [ $below -le $above ]; then echo $low; else echo $high; fi
 }
 
 failed=0

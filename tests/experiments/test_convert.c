@@ -446,6 +446,10 @@ START_TEST(inexpressible) {
   assert_inexpressible("blocks: [{mixer: {type: attention}, mlp: {type: swiglu}}, "
                        "{mixer: {type: attention, heads: 2}, mlp: {type: swiglu}}]",
                        "GPT-2", "Llama: blocks 0 and 1 differ in mixer.heads");
+  assert_inexpressible("blocks: [{mixer: [{type: attention}, {type: attention}], mlp: {type: swiglu}}]",
+                       "GPT-2", "Llama: block 0 has mixers beside each other");
+  assert_inexpressible("blocks: [{repeat: 2, share: a, mixer: {type: attention}, mlp: {type: swiglu}}]",
+                       "GPT-2", "Llama: block 0 shares its weights");
 }
 END_TEST
 
