@@ -185,14 +185,15 @@ typedef struct wf_scan_options {
 typedef struct wf_scan_in {
   wf_tensor *q, *k; /* [n, G, K], G divides H: head h reads group floor(h G / H) */
   wf_tensor *v;     /* [n, H, V] */
-  wf_tensor *g;     /* log decays <= 0: [n, H] one a head; NULL: none. A constant is an expanded view */
+  wf_tensor *g;     /* log decays <= 0: [n, H] one a head, [n, H, K] one a channel of the keys; NULL: none. A
+                       constant is an expanded view */
   wf_tensor *w;     /* [n, H] weights of the writes, or NULL (1) */
   wf_tensor *beta;  /* [n, H] the delta rule's, or NULL: S_t = P + beta k^T (v - k P), P = e^g S_{t-1} */
   wf_tensor *init;  /* [H, K, V] or NULL (zero): the learned state of a fresh row */
 } wf_scan_in;
-/* Linear recurrence S_t = e^{g_t} S_{t-1} + w_t k_t^T v_t, o_t = scale q_t S_t (mixers 0, 1); what is given
- * chooses the kernel. state [lanes, H, K, V] or NULL (all rows fresh) -> o [n, H, V], *state_out [lanes, H,
- * K, V] (may be NULL). State in f32 at least. */
+/* Linear recurrence S_t = diag(e^{g_t}) S_{t-1} + w_t k_t^T v_t, o_t = scale q_t S_t (mixers 0 to 2); what is
+ * given chooses the kernel. state [lanes, H, K, V] or NULL (all rows fresh) -> o [n, H, V], *state_out
+ * [lanes, H, K, V] (may be NULL). State in f32 at least. */
 wf_tensor *wf_scan(wf_ctx *c, const wf_scan_in *in, wf_tensor *state, const wf_rows *rows,
                    const wf_scan_options *o, wf_tensor **state_out);
 

@@ -56,6 +56,7 @@ typedef struct scan_chunk {
 typedef struct scan_kind {
   int64_t chunk;   /* tokens of a chunk where the caller does not say */
   int64_t shorter; /* rows of fewer tokens run by `tokens` */
+  int64_t smaller; /* so do all where a state has fewer elements */
   /* Reals of work space for one chunk. */
   int64_t (*forward_space)(const scan_args *a);
   int64_t (*grad_space)(const scan_args *a);
@@ -112,6 +113,10 @@ static scan_chunk scan_open(const scan_args *a, const wf_row *r, int64_t h, int6
   return c;
 }
 
+static inline real scan_weight(const scan_args *a, const scan_chunk *c, int64_t t) {
+  return c->w ? c->w[t * a->ws] : 1;
+}
+
 /* Where the outputs of token t of a chunk go. */
 static inline real *scan_o(const scan_args *a, const scan_chunk *c, int64_t t) {
   return a->o + ((c->token + t) * a->heads + c->h) * a->vdim;
@@ -161,6 +166,18 @@ static inline double dot(int64_t n, const real *x, const real *y) {
   WF_PRAGMA(omp simd reduction(+ : sum))
   for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)y[i];
   return sum;
+}
+
+/* Store the gradient y [n, kpad] of the weighted keys as that of the keys and of the weights; sum [n] is work
+ * space. */
+static inline void scan_store_keys(const scan_args *a, const grad_out *out, const scan_chunk *c, real *y,
+                                   double *sum) {
+  for (int64_t t = 0; t < c->n && c->w; t++) {
+    sum[t] = dot(a->kdim, c->k + t * a->ks, y + t * a->kpad);
+    for (int64_t d = 0; d < a->kdim; d++) y[t * a->kpad + d] *= c->w[t * a->ws];
+  }
+  if (c->w) store_scalar(&out[WANT_W], c->token, c->h, c->n, sum);
+  store(&out[WANT_K], c->token, c->group, c->n, a->kdim, y, a->kpad, 1);
 }
 
 /* The state a row starts from, into S [kdim, vpad]. */
@@ -220,7 +237,7 @@ static wf_status scan_forward(const wf_call *call, const scan_kind *kind) {
     wf_keep_lanes(a.row, a.rows, at->lanes, a.heads * a.size, a.state, a.left, false);
   }
   wf_device *dev = wf_ctx_device(call->ctx);
-  int64_t tasks = a.rows * a.heads;
+  int64_t tasks = a.rows * a.heads, shorter = a.size < kind->smaller ? INT64_MAX : kind->shorter;
   int threads = wf_threads_for(tasks, scan_cost(&a));
   size_t each = ((size_t)(a.kdim * a.vpad + kind->forward_space(&a)) * sizeof(real) + 127) / 64 * 64;
   void *work;
@@ -230,8 +247,7 @@ static wf_status scan_forward(const wf_call *call, const scan_kind *kind) {
     WF_PRAGMA(omp for schedule(dynamic, 1))
     for (int64_t task = 0; task < tasks; task++) {
       const wf_row *r = &a.row[task / a.heads];
-      scan_row(&a, kind, r, task % a.heads, at->o.chunk == 1 || (!at->o.chunk && r->len < kind->shorter),
-               mine);
+      scan_row(&a, kind, r, task % a.heads, at->o.chunk == 1 || (!at->o.chunk && r->len < shorter), mine);
     }
   }
   wf_device_free(dev, "scan", work, each * (size_t)threads);

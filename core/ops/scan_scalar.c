@@ -41,20 +41,17 @@ static int64_t decays_space(const scan_args *a) {
   return 4 * (a->chunk + TAKE_SLACK);
 }
 
-static inline real weight(const scan_args *a, const scan_chunk *c, int64_t t) {
-  return c->w ? c->w[t * a->ws] : 1;
-}
-
 static void pack_keys(const scan_args *a, const scan_chunk *c, real *dst, int64_t ld) {
   for (int64_t t = 0; t < c->n; t++)
-    pack_scaled(1, a->kdim, c->k + t * a->ks, 0, NULL, weight(a, c, t), dst + t * ld, ld);
+    pack_scaled(1, a->kdim, c->k + t * a->ks, 0, NULL, scan_weight(a, c, t), dst + t * ld, ld);
 }
 
 /* S [kdim, vpad] over the chunk; ke [n, kdim] and vp [n, vpad] are work space, vp left holding V. */
 static void move_state(const scan_args *a, const scan_chunk *c, const decays *x, real *s, real *ke,
                        real *vp) {
   for (int64_t t = 0; t < c->n; t++)
-    pack_scaled(1, a->kdim, c->k + t * a->ks, 0, NULL, x->f[t] * weight(a, c, t), ke + t * a->kdim, a->kdim);
+    pack_scaled(1, a->kdim, c->k + t * a->ks, 0, NULL, x->f[t] * scan_weight(a, c, t), ke + t * a->kdim,
+                a->kdim);
   tile_pack(c->n, a->vdim, c->v, a->vs, vp, a->vpad);
   for (int64_t i = 0; i < a->kdim * a->vpad; i++) s[i] *= x->last;
   tile_mm(a->kdim, a->vpad, c->n, ke, 1, a->kdim, vp, a->vpad, s, a->vpad, true);
@@ -76,7 +73,7 @@ static void tokens(const scan_args *a, const scan_chunk *c, real *s, char *work)
   (void)work;
   for (int64_t t = 0; t < c->n; t++) {
     const real *q = c->q + t * a->qs, *k = c->k + t * a->ks, *v = c->v + t * a->vs;
-    real *restrict o = scan_o(a, c, t), keep = c->g ? r_exp(c->g[t * a->gs]) : 1, w = weight(a, c, t);
+    real *restrict o = scan_o(a, c, t), keep = c->g ? r_exp(c->g[t * a->gs]) : 1, w = scan_weight(a, c, t);
     memset(o, 0, (size_t)a->vdim * sizeof *o);
     for (int64_t d = 0; d < a->kdim; d++) {
       real *restrict row = s + d * a->vpad, kd = w * k[d], qd = a->scale * q[d];
@@ -141,16 +138,6 @@ static void decay(const scan_args *a, const scan_chunk *c, const double *b, real
   }
 }
 
-/* The gradient y [n, kpad] of the weighted keys becomes that of the keys and of the weights. */
-static void store_keys(const scan_args *a, const grad_out *out, const scan_chunk *c, real *y, double *sum) {
-  for (int64_t t = 0; t < c->n && c->w; t++) {
-    sum[t] = dot(a->kdim, c->k + t * a->ks, y + t * a->kpad);
-    for (int64_t d = 0; d < a->kdim; d++) y[t * a->kpad + d] *= c->w[t * a->ws];
-  }
-  if (c->w) store_scalar(&out[WANT_W], c->token, c->h, c->n, sum);
-  store(&out[WANT_K], c->token, c->group, c->n, a->kdim, y, a->kpad, 1);
-}
-
 static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0, real *ds,
                  char *work) {
   int64_t n = c->n, pad = TILE_PAD(n), kp = a->kpad, vp = a->vpad, cp = a->cpad;
@@ -192,7 +179,7 @@ static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, c
   }
   store_scalar(&out[WANT_G], c->token, c->h, n, sum);
   tile_mm(n, kp, n, x, 1, cp, q, kp, y, kp, true);
-  store_keys(a, out, c, y, sum);
+  scan_store_keys(a, out, c, y, sum);
 
   tile_mm(n, vp, a->kdim, k, kp, 1, ds, vp, dv, vp, false);
   for (int64_t t = 0; t < n; t++)

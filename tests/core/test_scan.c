@@ -14,9 +14,9 @@ typedef struct member {
   write write;
 } member;
 static const member members[] = {
-    {"no decay", 0, ADDITIVE},
-    {"scalar", 2, ADDITIVE},
-    {"scalar, weighted", 2, WEIGHTED},
+    {"no decay", 0, ADDITIVE},          {"scalar", 2, ADDITIVE},
+    {"scalar, weighted", 2, WEIGHTED},  {"channel", 3, ADDITIVE},
+    {"channel, weighted", 3, WEIGHTED},
 };
 enum { MEMBERS = sizeof members / sizeof *members };
 
@@ -26,6 +26,7 @@ typedef struct problem {
   int64_t lanes, n, heads, k, v, chunk;
   int64_t groups; /* 0: heads */
   double low;     /* log decays are in [low, 0]; 0: all zero */
+  double far;     /* that of every 37th; 0: of none */
   bool state, init;
   const member *m;
 } problem;
@@ -123,6 +124,7 @@ static expected by_tokens(problem *p) {
   }
   for (int64_t i = 0; i < x.count[G]; i++) /* a third are open */
     x.in[G][i] = i % 3 == 2 ? 0 : (double)(float)(-fabs(x.in[G][i]) * fabs(p->low) / 2);
+  for (int64_t i = 36; i < x.count[G] && p->far < 0; i += 37) x.in[G][i] = p->far;
   for (int64_t i = 0; i < nh; i++) x.in[W][i] = (double)(float)(1 / (1 + exp(-x.in[W][i])));
   for (int64_t i = 0; i < ng && p->m->write == DELTA;
        i++) { /* keys of unit length, as the layers give them */
@@ -448,6 +450,77 @@ START_TEST(test_causal_bitwise) {
 }
 END_TEST
 
+/* One decay a head, for all its channels, is one a channel; a decay of 0 is none: outputs, states, gradients.
+ */
+START_TEST(test_identities) {
+  open_cpu();
+  enum { T = 150, H = 2, KD = 5, VD = 4 };
+  static const int pairs[][2] = {{0, 2}, {0, 3}, {2, 3}}; /* dimensions of g */
+  for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+    member m = {"", 2, WEIGHTED};
+    problem p = {
+        1,      {{.len = T, .flags = 3}}, .lanes = 1, .n = T, .heads = H, .k = KD, .v = VD, .state = true,
+        .m = &m};
+    p.low = pairs[i][0] ? -0.2 : 0;
+    expected e = by_tokens(&p);
+    wf_rows *rows;
+    wf_tape *tape;
+    ok(wf_rows_create(ctx, 1, p.row, 1, &rows));
+    ok(wf_tape_create(ctx, &tape));
+    var x[2][INPUTS];
+    wf_tensor *out[2][2], *cot[2] = {tensor(WF_F64, WF_SHAPE(T, H, VD), e.dout),
+                                     tensor(WF_F64, WF_SHAPE(1, H, KD, VD), e.dleft)};
+    for (int side = 0; side < 2; side++) {
+      wf_tensor *in[INPUTS];
+      for (int k = 0; k < INPUTS; k++) watch(tape, &x[side][k], in[k] = input(&p, &e, WF_F64, k, 0, T));
+      wf_tape_record(tape);
+      if (pairs[i][side] == 3) {
+        wf_tensor *one = wf_reshape(ctx, in[G], 3, (int64_t[]){T, H, 1});
+        in[G] = wf_expand(ctx, one, 3, (int64_t[]){T, H, KD});
+      }
+      if (pairs[i][side] == 0) in[G] = NULL;
+      wf_scan_options o = {.scale = scale};
+      wf_scan_in all = given(&p, in);
+      out[side][0] = wf_scan(ctx, &all, in[STATE], rows, &o, &out[side][1]);
+      wf_tape_pause(tape);
+      ok(wf_ctx_check(ctx));
+      ok(wf_backward(tape, 2, out[side], cot));
+    }
+    for (int k = -2; k < INPUTS; k++) {
+      if (k >= 0 && (!x[0][k].x || (k == G && pairs[i][0] == 0))) continue;
+      double *want = values(k < 0 ? out[0][k + 2] : x[0][k].leaf.grad);
+      near_tensor(k < 0 ? "o, left" : name[k], k < 0 ? out[1][k + 2] : x[1][k].leaf.grad, want, 1e-12, 0);
+      free(want);
+    }
+    wf_tape_free(tape);
+    wf_rows_free(rows);
+    drop(&e);
+  }
+  close_cpu();
+}
+END_TEST
+
+/* Decays beyond all numbers forget everything before them; nothing becomes NaN. */
+START_TEST(test_forgetting) {
+  open_cpu();
+  static const double far[] = {-200, -1e5};
+  problem p = {1,
+               {{.len = 100, .flags = 3}},
+               .lanes = 1,
+               .heads = 2,
+               .k = 5,
+               .v = 4,
+               .low = -1,
+               .state = true,
+               .m = &members[_i]};
+  for (size_t i = 0; i < sizeof far / sizeof *far; i++) {
+    p.far = far[i];
+    check(p);
+  }
+  close_cpu();
+}
+END_TEST
+
 START_TEST(test_errors) {
   open_cpu();
   wf_rows *rows;
@@ -489,6 +562,8 @@ static Suite *scan_suite(void) {
   tcase_add_loop_test(t, test_accuracy, 0, MEMBERS);
   tcase_add_loop_test(t, test_cuts, 0, MEMBERS);
   tcase_add_loop_test(t, test_causal_bitwise, 0, MEMBERS);
+  tcase_add_loop_test(t, test_forgetting, 0, MEMBERS);
+  tcase_add_test(t, test_identities);
   tcase_add_test(t, test_errors);
   suite_add_tcase(s, t);
   return s;
