@@ -26,6 +26,32 @@ wf_tensor *wf_as_heads(wf_tensor *x, int64_t heads) {
   return wf_same_variable(x, WF_SHAPE(x->shape[0], heads, x->shape[1] / heads));
 }
 
+wf_status wf_part_qkv(wf_build *b, const int64_t heads[3], const int64_t size[3], int64_t gate, int64_t conv,
+                      wf_qkv_part *out) {
+  static const char *const names[] = {"q", "k", "v", "g"};
+  *out = (wf_qkv_part){.heads = {heads[0], heads[1], heads[2]}};
+  for (int i = 0; i < 4; i++) {
+    int64_t wide = i < 3 ? heads[i] * size[i] : gate;
+    if (wide) WF_TRY(wf_build_linear(b, names[i], b->d_model, wide, b->init_std, &out->w[i], NULL));
+  }
+  for (int i = 0; i < 3 && conv; i++) {
+    char name[16];
+    snprintf(name, sizeof name, "%s_conv", names[i]);
+    WF_TRY(wf_part_conv(b, name, heads[i] * size[i], conv, wf_init_normal(b->init_std), false, true,
+                        &out->conv[i]));
+  }
+  return WF_OK;
+}
+
+void wf_use_qkv(wf_run *r, const wf_qkv_part *p, wf_tensor *x, wf_tensor *y[4]) {
+  wf_tensor *w[4];
+  int n = p->w[3] ? 4 : 3;
+  for (int i = 0; i < n; i++) w[i] = wf_value(p->w[i]);
+  y[3] = NULL;
+  wf_linear_n(r->c, x, n, w, NULL, y);
+  for (int i = 0; i < 3; i++) y[i] = wf_as_heads(wf_use_conv(r, &p->conv[i], y[i]), p->heads[i]);
+}
+
 wf_tensor *wf_repeat_heads(wf_ctx *c, wf_tensor *x, int64_t heads) {
   if (wf_is_poison(x) || x->shape[1] == heads) return x;
   int64_t n = x->shape[0], groups = x->shape[1], width = x->shape[2];

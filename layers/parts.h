@@ -38,6 +38,21 @@ wf_tensor *wf_repeat_heads(wf_ctx *c, wf_tensor *x, int64_t heads);
  * decays. */
 wf_tensor *wf_head_constants(wf_ctx *c, const double *value, int64_t H, int64_t n, wf_dtype dtype);
 
+/* ---- queries, keys, values ---- */
+
+typedef struct wf_qkv_part {
+  wf_param *w[4]; /* q, k, v and the output gate, adjacent; the last may be NULL */
+  wf_conv_part conv[3];
+  int64_t heads[3];
+} wf_qkv_part;
+
+/* "q", "k" and "v" of heads[i] heads of width size[i], then the output gate "g" of `gate` columns (0: none),
+ * and short convolutions "q_conv", ... of `conv` tokens with SiLU (0: none). */
+wf_status wf_part_qkv(wf_build *b, const int64_t heads[3], const int64_t size[3], int64_t gate, int64_t conv,
+                      wf_qkv_part *out);
+/* y[0..2] [n, heads, size], y[3] the gate [n, .] or NULL. */
+void wf_use_qkv(wf_run *r, const wf_qkv_part *p, wf_tensor *x, wf_tensor *y[4]);
+
 /* LayerNorm of each head without a bias: h [n, H, V], weight [H V] -> [n, H V]. */
 wf_tensor *wf_head_norm(wf_ctx *c, wf_tensor *h, wf_tensor *weight, double eps);
 

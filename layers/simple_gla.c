@@ -10,7 +10,6 @@
 #include "core/memory.h"
 
 #include <math.h>
-#include <stdio.h>
 
 typedef struct options {
   int64_t heads, conv_width;
@@ -32,27 +31,18 @@ typedef struct simple_gla {
   int64_t H, K, V;
   double gate_norm;
   wf_scan_options scan;
-  wf_param *w[4]; /* q, k, v and the output gate */
+  wf_qkv_part qkv;
   wf_param *decay, *decay_bias;
-  wf_conv_part conv[3];
   wf_out_part out;
-  int scan_slot;
+  int slot;
 } simple_gla;
 
 static wf_status declare(wf_build *b, simple_gla *g, const options *o) {
-  static const char *const names[] = {"q", "k", "v", "g"};
-  int64_t HK = g->H * g->K, HV = g->H * g->V, wide[] = {HK, HK, HV, HV};
-  for (int i = 0; i < 4; i++)
-    WF_TRY(wf_build_linear(b, names[i], b->d_model, wide[i], b->init_std, &g->w[i], NULL));
-  WF_TRY(wf_build_linear(b, "gk", b->d_model, g->H, b->init_std, &g->decay, &g->decay_bias));
-  for (int i = 0; i < 3 && o->conv; i++) {
-    char name[16];
-    snprintf(name, sizeof name, "%s_conv", names[i]);
-    WF_TRY(
-        wf_part_conv(b, name, wide[i], o->conv_width, wf_init_normal(b->init_std), false, true, &g->conv[i]));
-  }
-  WF_TRY(wf_part_out(b, g->H, g->V, WF_GLU_SWI, b->norm_eps, &g->out));
-  return wf_seq_scan_state(b, "s", g->H, g->K, g->V, &g->scan_slot);
+  int64_t H = g->H, heads[] = {H, H, H}, size[] = {g->K, g->K, g->V};
+  WF_TRY(wf_part_qkv(b, heads, size, H * g->V, o->conv ? o->conv_width : 0, &g->qkv));
+  WF_TRY(wf_build_linear(b, "gk", b->d_model, H, b->init_std, &g->decay, &g->decay_bias));
+  WF_TRY(wf_part_out(b, H, g->V, WF_GLU_SWI, b->norm_eps, &g->out));
+  return wf_seq_scan_state(b, "s", H, g->K, g->V, &g->slot);
 }
 
 static wf_status init(wf_build *b, const void *opts, void **self) {
@@ -71,14 +61,11 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const simple_gla *g = self;
   wf_ctx *c = r->c;
-  wf_tensor *w[4], *y[4];
-  for (int i = 0; i < 4; i++) w[i] = wf_value(g->w[i]);
-  wf_linear_n(c, x, 4, w, NULL, y);
-  for (int i = 0; i < 3; i++) y[i] = wf_as_heads(wf_use_conv(r, &g->conv[i], y[i]), g->H);
-  wf_tensor *decay = wf_affine(
-      c, wf_logsigmoid(c, wf_linear(c, x, wf_value(g->decay), wf_value(g->decay_bias))), 1 / g->gate_norm, 0);
-  wf_scan_in in = {.q = y[0], .k = y[1], .v = y[2], .g = decay};
-  return wf_use_out(r, &g->out, wf_seq_scan(r, g->scan_slot, &in, &g->scan), y[3]);
+  wf_tensor *y[4], *pre = wf_linear(c, x, wf_value(g->decay), wf_value(g->decay_bias));
+  wf_use_qkv(r, &g->qkv, x, y);
+  wf_scan_in in = {.q = y[0], .k = y[1], .v = y[2]};
+  in.g = wf_affine(c, wf_logsigmoid(c, pre), 1 / g->gate_norm, 0);
+  return wf_use_out(r, &g->out, wf_seq_scan(r, g->slot, &in, &g->scan), y[3]);
 }
 
 static double flops(const void *self, int64_t T) {
