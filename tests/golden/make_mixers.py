@@ -460,7 +460,7 @@ class Aaren(torch.nn.Module):
 
 @mixer
 def aaren():
-    golden("aaren", "aaren heads=2", lambda: Aaren(2))
+    golden("aaren", "aaren heads=2 position=none", lambda: Aaren(2))
 
 
 class BaseConv(torch.nn.Module):

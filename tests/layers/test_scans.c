@@ -44,24 +44,29 @@ static void minrnn(const layer *l, const shape *s, int64_t T, const double *x, d
   wf_free(u), wf_free(h), wf_free(i), wf_free(f);
 }
 
+/* rope: with ALiBi's slopes. */
 static void aaren(const layer *l, const shape *s, int64_t T, const double *x, double *y) {
   int64_t H = s->H, K = l->d / H;
   const double *q = value(l, "query");
   double *k = project(l, "k", T, x, H * K), *v = project(l, "v", T, x, H * K);
-  double *o = wf_calloc("test", (size_t)(T * H * K), sizeof *o);
+  double *o = wf_calloc("test", (size_t)(T * H * K), sizeof *o),
+         *score = wf_calloc("test", (size_t)T, sizeof *score);
   for (int64_t h = 0; h < H; h++)
     for (int64_t t = 0; t < T; t++) {
-      double sum = 0, most = -INFINITY;
-      for (int64_t j = 0; j <= t; j++) most = fmax(most, dot(K, q + h * K, k + (j * H + h) * K));
+      double sum = 0, most = -INFINITY, slope = s->rope ? exp2(-8.0 * (double)(h + 1) / (double)H) : 0;
       for (int64_t j = 0; j <= t; j++) {
-        double weight = exp((dot(K, q + h * K, k + (j * H + h) * K) - most) / sqrt((double)K));
+        score[j] = dot(K, q + h * K, k + (j * H + h) * K) / sqrt((double)K) - slope * (double)(t - j);
+        most = fmax(most, score[j]);
+      }
+      for (int64_t j = 0; j <= t; j++) {
+        double weight = exp(score[j] - most);
         sum += weight;
         for (int64_t c = 0; c < K; c++) o[(t * H + h) * K + c] += weight * v[(j * H + h) * K + c];
       }
       for (int64_t c = 0; c < K; c++) o[(t * H + h) * K + c] /= sum;
     }
   project_out(l, T, x, o, H * K, y);
-  wf_free(k), wf_free(v), wf_free(o);
+  wf_free(k), wf_free(v), wf_free(o), wf_free(score);
 }
 
 static void base_conv(const layer *l, const shape *s, int64_t T, const double *x, double *y) {
@@ -78,8 +83,8 @@ START_TEST(definitions) {
   check_definition("minlstm", 8, (shape){.H = 1}, minrnn);
   check_definition("minlstm expand=1 conv=true conv_width=3 positive=false", 5, (shape){.n_sigmoid = 1},
                    minrnn);
-  check_definition("aaren heads=2", 8, (shape){.H = 2}, aaren);
-  check_definition("aaren heads=3 bias=true", 9, (shape){.H = 3}, aaren);
+  check_definition("aaren heads=2", 8, (shape){.H = 2, .rope = true}, aaren);
+  check_definition("aaren heads=3 bias=true position=none", 9, (shape){.H = 3}, aaren);
   check_definition("base_conv", 6, (shape){.H = 1}, base_conv);
   check_definition("base_conv conv_width=70", 5, (shape){.H = 1}, base_conv);
 }
@@ -90,7 +95,7 @@ START_TEST(aaren_scores_of_any_size) {
   enum { T = 40, WIDE = 8 };
   double *x = random_doubles(T * WIDE, "x", 1), *dy = random_doubles(T * WIDE, "dy", 1), y[2][T * WIDE],
          dx[T * WIDE];
-  layer l = make_of(WF_F32, "aaren heads=2", WIDE);
+  layer l = make_of(WF_F32, "aaren heads=2 position=none", WIDE);
   double *q = value(&l, "query");
   for (int64_t i = 0; i < numel(&l, "query"); i++) q[i] *= 300; /* scores of some hundreds */
   run(&l, T, x, dy, y[0], dx);
@@ -110,7 +115,8 @@ WF_CONTRACT_TEST(mingru, "mingru / swiglu width=7", "mingru expand=1 conv=true b
                  "mingru positive=false / -")
 WF_CONTRACT_TEST(minlstm, "minlstm / swiglu width=7", "minlstm expand=1 conv=true / -",
                  "minlstm positive=false / -")
-WF_CONTRACT_TEST(aaren_alone, "aaren heads=2 / swiglu width=7", "aaren conv=true heads=3 bias=true / -")
+WF_CONTRACT_TEST(aaren_alone, "aaren heads=2 / swiglu width=7", "aaren heads=3 bias=true position=none / -",
+                 "aaren heads=1 position=learned / -")
 WF_CONTRACT_TEST(base_conv_alone, "base_conv / swiglu width=7", "base_conv conv_width=9 / -")
 WF_CONTRACT_TEST(hybrid, "mamba state=2 / -", "attention heads=2 window=5 / swiglu width=7", "mingru / -",
                  "aaren heads=2 / -")
