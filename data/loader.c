@@ -108,15 +108,15 @@ static wf_status start_thread(wf_loader *l) {
 }
 
 static wf_status make_slots(wf_loader *l) {
-  int64_t lanes = l->o.batch / l->o.n_ranks + 1, tokens;
+  int64_t lanes = (l->o.batch - 1) / l->o.n_ranks + 1, tokens;
   l->n_slots = l->o.ahead + 1;
   WF_CALLOC(l->slots, "batch", l->n_slots);
   if (__builtin_mul_overflow(lanes, l->source->max_tokens, &tokens) || tokens > INT64_MAX / 8)
     return WF_FAIL(WF_EINVAL, "a batch of %lld sequences of %lld tokens is too large", (long long)l->o.batch,
                    (long long)l->source->max_tokens);
   for (int i = 0; i < l->n_slots; i++) {
-    WF_CALLOC(l->slots[i].fill.inputs, "batch", tokens);
-    WF_CALLOC(l->slots[i].fill.labels, "batch", tokens);
+    WF_ALLOC(l->slots[i].fill.inputs, "batch", (size_t)tokens * sizeof(int32_t));
+    WF_ALLOC(l->slots[i].fill.labels, "batch", (size_t)tokens * sizeof(int32_t));
   }
   return WF_OK;
 }

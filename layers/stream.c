@@ -68,9 +68,11 @@ wf_status wf_tokens_cut(const wf_tokens *t, int64_t begin, int64_t end, wf_token
   int64_t *start;
   *out = (wf_tokens){0};
   WF_TRY(lane_starts(t, &start));
+  int64_t most = t->n_tokens; /* or as many of every lane */
+  if (end - begin < most / (t->n_lanes + 1)) most = t->n_lanes * (end > begin ? end - begin : 0);
   wf_row *row = wf_alloc("rows", ((size_t)t->n_rows + 1) * sizeof *row);
-  int32_t *ids = wf_alloc("rows", ((size_t)t->n_tokens + 1) * sizeof *ids);
-  int32_t *labels = wf_alloc("rows", ((size_t)t->n_tokens + 1) * sizeof *labels);
+  int32_t *ids = wf_alloc("rows", ((size_t)most + 1) * sizeof *ids);
+  int32_t *labels = wf_alloc("rows", ((size_t)most + 1) * sizeof *labels);
   *out = (wf_tokens){.n_lanes = t->n_lanes, .row = row, .ids = ids, .labels = labels};
   bool ok = row && ids && labels;
   if (ok)
@@ -170,7 +172,6 @@ static wf_status zero_twins(wf_state *state) {
 
 typedef struct streamed {
   int64_t n;
-  wf_tokens *piece;    /* [n] */
   wf_state_mark *mark; /* [n] the state entering each piece */
   wf_state_mark end;   /* after the last one, where the next batch goes on */
   wf_tensor **d_state; /* [slots] */
@@ -178,33 +179,42 @@ typedef struct streamed {
 } streamed;
 
 static void free_streamed(streamed *x, bool own_state) {
-  for (int64_t k = 0; k < x->n; k++) {
-    if (x->piece) wf_tokens_free(&x->piece[k]);
-    if (x->mark && x->state) wf_state_mark_drop(x->state, &x->mark[k]);
-  }
+  for (int64_t k = 0; x->mark && x->state && k < x->n; k++) wf_state_mark_drop(x->state, &x->mark[k]);
   if (x->state) wf_state_mark_drop(x->state, &x->end);
   for (int i = 0; x->state && x->d_state && i < x->state->spec->n; i++) wf_drop(x->d_state[i]);
   if (own_state) wf_state_free(x->state);
-  wf_free(x->piece);
   wf_free(x->mark);
   wf_free(x->d_state);
 }
 
+static wf_status cut_piece(const wf_step *s, const wf_tokens *t, int64_t k, wf_tokens *out) {
+  return wf_tokens_cut(t, k * s->stream, (k + 1) * s->stream, out);
+}
+
 static wf_status forward_pieces(wf_model *m, const wf_step *s, const wf_tokens *t, streamed *x) {
   for (int64_t k = 0; k < x->n; k++) {
-    WF_TRY(wf_tokens_cut(t, k * s->stream, (k + 1) * s->stream, &x->piece[k]));
     WF_TRY(wf_state_mark_take(x->state, &x->mark[k]));
-    if (k + 1 < x->n) WF_TRY(pass(m, s, &x->piece[k], x->state, NULL, NULL));
+    if (k + 1 == x->n) break;
+    wf_tokens piece;
+    WF_TRY(cut_piece(s, t, k, &piece));
+    const wf_status st = pass(m, s, &piece, x->state, NULL, NULL);
+    wf_tokens_free(&piece);
+    WF_TRY(st);
   }
   return WF_OK;
 }
 
-static wf_status backward_pieces(wf_model *m, const wf_step *s, streamed *x, double scale, bool last,
-                                 double *loss) {
+static wf_status backward_pieces(wf_model *m, const wf_step *s, const wf_tokens *t, streamed *x, double scale,
+                                 bool last, double *loss) {
   for (int64_t k = x->n - 1; k >= 0; k--) {
     double part;
+    wf_tokens piece;
     wf_state_mark_return(x->state, &x->mark[k]);
-    WF_TRY(differentiate(m, s, &x->piece[k], x->state, x->d_state, scale, last && k == 0, &part));
+    wf_state_mark_drop(x->state, &x->mark[k]);
+    WF_TRY(cut_piece(s, t, k, &piece));
+    const wf_status st = differentiate(m, s, &piece, x->state, x->d_state, scale, last && k == 0, &part);
+    wf_tokens_free(&piece);
+    WF_TRY(st);
     *loss += part;
     if (k == x->n - 1) WF_TRY(wf_state_mark_take(x->state, &x->end));
   }
@@ -225,12 +235,11 @@ wf_status wf_step_gradient(wf_model *m, const wf_step *s, const wf_tokens *t, do
   wf_status st = WF_OK;
   if (!x.state)
     st = wf_state_create(wf_model_ctx(m), spec, wf_model_dtype(m), t->n_lanes, longest, true, &x.state);
-  x.piece = wf_calloc("rows", (size_t)x.n, sizeof *x.piece);
   x.mark = wf_calloc("state", (size_t)x.n, sizeof *x.mark);
   x.d_state = wf_calloc("state", (size_t)spec->n + 1, sizeof(wf_tensor *));
-  if (!x.piece || !x.mark || !x.d_state) st = WF_ENOMEM;
+  if (!x.mark || !x.d_state) st = WF_ENOMEM;
   if (st == WF_OK) st = forward_pieces(m, s, t, &x);
-  if (st == WF_OK) st = backward_pieces(m, s, &x, scale, last, loss);
+  if (st == WF_OK) st = backward_pieces(m, s, t, &x, scale, last, loss);
   free_streamed(&x, !s->state);
   return st;
 }
