@@ -4,8 +4,9 @@
  *
  * A line for each length: nanoseconds a token and head of the kernel's own choice, forward and backward; the
  * same of the recurrence token by token (chunk 1), as far as 4,096 tokens; of blockwise attention with the
- * same q, k, v, as far as 8,192; and 14 K V operations a token and head over the time, as a share of this
- * machine's sgemm. Log decays are uniform in [LOW, 0]. Each time is the best of several.
+ * same q, k, v, as far as 8,192; and 14 K V operations a token and head (20 with the delta rule) over the
+ * time, as a share of this machine's sgemm. Log decays are uniform in [LOW, 0]. Each time is the best of
+ * several.
  */
 #include "autograd/tape.h"
 #include "core/ops.h"
@@ -21,10 +22,11 @@ enum { H = 4, VARS = 5 }; /* q, k, v, g, w or beta */
 typedef struct member {
   const char *name;
   int decay; /* dimensions of g; 0: none */
-  bool weighted;
+  enum write { ADDITIVE, WEIGHTED, DELTA } write;
 } member;
-static const member members[] = {
-    {"none", 0, false}, {"scalar", 2, false}, {"channel", 3, false}, {"channel_weighted", 3, true}};
+static const member members[] = {{"none", 0, ADDITIVE},    {"scalar", 2, ADDITIVE},
+                                 {"channel", 3, ADDITIVE}, {"channel_weighted", 3, WEIGHTED},
+                                 {"delta", 0, DELTA},      {"gated_delta", 2, DELTA}};
 
 typedef struct bench {
   wf_ctx *c;
@@ -42,7 +44,8 @@ static wf_tensor *run(const bench *b) {
     return wf_attend(b->c, b->x[0], b->x[1], b->x[2], b->span, NULL, NULL, NULL, &o);
   }
   wf_scan_options o = {.scale = scale, .chunk = b->chunk};
-  wf_scan_in in = {.q = b->x[0], .k = b->x[1], .v = b->x[2], .g = b->x[3], .w = b->x[4]};
+  wf_scan_in in = {.q = b->x[0], .k = b->x[1], .v = b->x[2], .g = b->x[3]};
+  *(b->m->write == DELTA ? &in.beta : &in.w) = b->x[4];
   return wf_scan(b->c, &in, NULL, b->rows, &o, NULL);
 }
 
@@ -91,8 +94,9 @@ static wf_status line(bench b, const member *m, int64_t T, int64_t K, double low
   WF_TRY(wf_rows_fresh(c, 1, T, 0, &rows));
   wf_sample s = {.ctx = c, .real = WF_F32};
   for (int i = 0; i < 3; i++) b.x[i] = wf_sample_real(&s, WF_SHAPE(T, H, K));
+  b.x[1] = wf_l2norm(c, b.x[1], 1e-6); /* as the delta rule wants keys */
   wf_tensor *g = m->decay ? wf_sample_range(&s, m->decay, (int64_t[]){T, H, K}, low, 0) : NULL;
-  wf_tensor *w = m->weighted ? wf_sample_range(&s, WF_SHAPE(T, H), 0.1, 0.9) : NULL;
+  wf_tensor *w = m->write != ADDITIVE ? wf_sample_range(&s, WF_SHAPE(T, H), 0.1, 0.9) : NULL;
   b.span = wf_from_host(c, "bench", WF_I64, WF_SHAPE(1, 4), (int64_t[]){0, T, 0, 0});
   b.rows = rows;
   for (int i = 0; i < 3; i++) b.leaf[i].grad = wf_zeros(c, "bench", WF_F32, 3, b.x[i]->shape);
@@ -104,7 +108,8 @@ static wf_status line(bench b, const member *m, int64_t T, int64_t K, double low
     if (kernel.x[i])
       kernel.leaf[i].grad = wf_zeros(c, "bench", WF_F32, kernel.x[i]->ndim, kernel.x[i]->shape);
   WF_TRY(best(&kernel, &f, &w_));
-  printf(" %8.1f %8.1f  %5.1f %%", f, w_, 100 * 14 * (double)(K * K) / ((f + w_) * 1e-9) / rate);
+  printf(" %8.1f %8.1f  %5.1f %%", f, w_,
+         100 * (m->write == DELTA ? 20 : 14) * (double)(K * K) / ((f + w_) * 1e-9) / rate);
   if (T <= 4096) {
     kernel.chunk = 1;
     WF_TRY(best(&kernel, &f, &w_));
