@@ -102,6 +102,8 @@ static wf_status text_of(const char *key, const json_t *v, char out[64]) {
 }
 
 static wf_status check_kind(const char *key, const json_t *v, const wf_option *o) {
+  if (o && o->flags & WF_OPT_AUTO && json_is_string(v) && strcmp(json_string_value(v), "auto") == 0)
+    return WF_OK;
   if (!o || o->type == WF_OPT_TYPE_I64)
     return json_is_integer(v) && json_integer_value(v) > 0
                ? WF_OK

@@ -11,10 +11,13 @@
 /* Those that tell themselves by other keys than model_type stand last. */
 const wf_family *const wf_families[] = {&wf_family_gpt2,
                                         &wf_family_llama,
+                                        &wf_family_mamba,
                                         &wf_family_mamba2,
                                         &wf_family_retnet,
                                         &wf_family_xlstm_large,
                                         &wf_family_xlstm,
+                                        &wf_family_mamba_original,
+                                        &wf_family_mamba2_original,
                                         NULL};
 
 const wf_family *wf_family_find(const char *name) {
@@ -171,7 +174,7 @@ static wf_status find_family(wf_family_model *m, wf_text *all, const wf_family *
   for (int i = 0; wf_families[i] && !*out; i++) {
     wf_text why = {0};
     m->family = wf_families[i];
-    if (!concerns(m)) continue;
+    if (m->family->read_only || !concerns(m)) continue;
     wf_status s = why_not(m, &why);
     if (s == WF_OK && why.n == 0) *out = wf_families[i];
     if (why.n) wf_text_add(all, "%s%s: %s", all->n ? "; " : "", wf_families[i]->title, why.p);

@@ -101,6 +101,7 @@ struct wf_family {
   int norm;
   bool bare_norms; /* its layer norms have no bias */
   bool softcap;    /* its logits may be capped */
+  bool read_only;  /* another family writes its models */
   /* All but what tables say; each may be NULL. */
   bool (*knows)(const json_t *config);                            /* is it its config? model_type says so */
   int (*kind)(const json_t *config, int64_t block);               /* of a block; 0 */
@@ -110,8 +111,8 @@ struct wf_family {
   void (*check)(const wf_family_model *m, wf_text *why); /* what else it cannot express */
 };
 
-extern const wf_family wf_family_gpt2, wf_family_llama, wf_family_mamba2, wf_family_retnet,
-    wf_family_xlstm_large, wf_family_xlstm;
+extern const wf_family wf_family_gpt2, wf_family_llama, wf_family_mamba, wf_family_mamba2, wf_family_retnet,
+    wf_family_xlstm_large, wf_family_xlstm, wf_family_mamba_original, wf_family_mamba2_original;
 extern const wf_family *const wf_families[]; /* ends with NULL */
 
 /* Values for tables. */

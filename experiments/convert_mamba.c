@@ -1,5 +1,8 @@
-/* Hugging Face's Mamba-2: blocks of a norm and a mixer, RMS norm. */
+/* Mamba and Mamba-2: blocks of an RMS norm and a mixer. Hugging Face's configs are read and written, those of
+ * the original package (state-spaces) read: the tensors are the same. */
 #include "experiments/convert_impl.h"
+
+#include <string.h>
 
 #define LAYER(i) "backbone.layers.#." i
 #define MIXER(i) "backbone.layers.#.mixer." i
@@ -34,6 +37,35 @@ static void check_expand(const wf_family_model *m, wf_text *why) {
   double expand = wf_part_f64(&m->block[0]->mixer, "expand");
   if (expand != (double)(int64_t)expand) wf_text_add(why, "mixer.expand is %g, not whole", expand);
 }
+
+/* ---- Mamba ---- */
+
+static const wf_family_rule mamba_rules[] = {COMMON,
+                                             WF_SAME(MIXER("x_proj.weight"), OURS("x.weight")),
+                                             WF_SAME_WITH_BIAS(MIXER("dt_proj"), OURS("dt")),
+                                             {0}};
+
+static double rank(const wf_family_model *m) {
+  return (double)wf_params_find(m->params, "blocks.0.mixer.dt.weight")->shape[1];
+}
+
+static const wf_family_key mamba_keys[] = {
+    COMMON_KEYS,
+    WF_KEY("tie_word_embeddings", "model.tie_embeddings", .missing = "true"),
+    WF_KEY("state_size", "mixer.state", .missing = "16"),
+    WF_KEY("time_step_rank", "mixer.dt_rank", .missing = WF_KEEP, .value = rank),
+    {0}};
+
+const wf_family wf_family_mamba = {.name = "mamba",
+                                   .title = "Mamba",
+                                   .architecture = "MambaForCausalLM",
+                                   .prefix = "backbone.",
+                                   .rules = mamba_rules,
+                                   .keys = mamba_keys,
+                                   .ignored = ignored,
+                                   .block = {{"mamba", NULL, NULL, NULL}},
+                                   .norm = WF_NORM_RMS,
+                                   .check = check_expand};
 
 /* ---- Mamba-2 ---- */
 
@@ -99,3 +131,73 @@ const wf_family wf_family_mamba2 = {.name = "mamba2",
                                     .derive = read_limits,
                                     .finish = write_limits,
                                     .check = check_expand};
+
+/* ---- the original package's configs ---- */
+
+#define ORIGINAL_KEYS                                                                                        \
+  WF_KEY("d_model", "model.d_model"), WF_KEY("n_layer", "repeat"), WF_KEY("vocab_size", "model.vocab"),      \
+      WF_KEY("tie_embeddings", "model.tie_embeddings", .missing = "true"),                                   \
+      WF_KEY("norm_epsilon", "model.norm_eps", .missing = "1e-5"),                                           \
+      WF_KEY("rms_norm", NULL, .missing = "true"), WF_KEY("ssm_cfg.expand", "mixer.expand", .missing = "2"), \
+      WF_KEY("ssm_cfg.d_conv", "mixer.conv_width", .missing = "4"),                                          \
+      WF_KEY("ssm_cfg.dt_min", "mixer.dt_min", .missing = "0.001"),                                          \
+      WF_KEY("ssm_cfg.dt_max", "mixer.dt_max", .missing = "0.1")
+
+static const wf_family_key original_keys[] = {ORIGINAL_KEYS,
+                                              WF_KEY("ssm_cfg.d_state", "mixer.state", .missing = "16"),
+                                              WF_KEY("ssm_cfg.dt_rank", "mixer.dt_rank", .missing = WF_KEEP),
+                                              {0}};
+static const wf_family_key original2_keys[] = {ORIGINAL_KEYS,
+                                               WF_KEY("ssm_cfg.d_state", "mixer.state", .missing = "128"),
+                                               WF_KEY("ssm_cfg.headdim", "mixer.head_dim", .missing = "64"),
+                                               WF_KEY("ssm_cfg.ngroups", "mixer.groups", .missing = "1"),
+                                               {0}};
+
+static bool is_original(const json_t *config, const char *layer) {
+  const json_t *own = wf_json_value(config, "ssm_cfg.layer");
+  return !wf_json_value(config, "model_type") && json_is_object(wf_json_value(config, "ssm_cfg")) &&
+         strcmp(json_is_string(own) ? json_string_value(own) : "Mamba1", layer) == 0;
+}
+static bool is_mamba(const json_t *config) {
+  return is_original(config, "Mamba1");
+}
+static bool is_mamba2(const json_t *config) {
+  return is_original(config, "Mamba2");
+}
+
+/* The rows of the embedding are padded to a multiple. Blocks of attention or with MLPs are something else. */
+static wf_status pad_vocabulary(const json_t *config, wf_family_values *v) {
+  int64_t rows, multiple, width = 0;
+  const json_t *attention = wf_json_value(config, "attn_layer_idx"),
+               *mlp = wf_json_value(config, "d_intermediate");
+  if (json_is_integer(mlp)) width = json_integer_value(mlp);
+  if (json_array_size(attention) > 0 || width > 0)
+    return WF_FAIL(WF_EUNSUPPORTED, "%s is not empty, which Weft does not read",
+                   width > 0 ? "d_intermediate" : "attn_layer_idx");
+  WF_TRY(wf_json_size(config, "vocab_size", 1, &rows));
+  WF_TRY(wf_json_size(config, "pad_vocab_size_multiple", 8, &multiple));
+  return wf_values_set(v, "model.vocab", "%lld", (long long)((rows + multiple - 1) / multiple * multiple));
+}
+
+const wf_family wf_family_mamba_original = {.name = "state-spaces mamba",
+                                            .title = "state-spaces' Mamba",
+                                            .prefix = "backbone.",
+                                            .rules = mamba_rules,
+                                            .keys = original_keys,
+                                            .ignored = ignored,
+                                            .block = {{"mamba", NULL, NULL, NULL}},
+                                            .norm = WF_NORM_RMS,
+                                            .read_only = true,
+                                            .knows = is_mamba,
+                                            .derive = pad_vocabulary};
+const wf_family wf_family_mamba2_original = {.name = "state-spaces mamba2",
+                                             .title = "state-spaces' Mamba-2",
+                                             .prefix = "backbone.",
+                                             .rules = mamba2_rules,
+                                             .keys = original2_keys,
+                                             .ignored = ignored,
+                                             .block = {{"mamba2", NULL, NULL, NULL}},
+                                             .norm = WF_NORM_RMS,
+                                             .read_only = true,
+                                             .knows = is_mamba2,
+                                             .derive = pad_vocabulary};

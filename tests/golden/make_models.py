@@ -39,6 +39,13 @@ def model(seed):
 
 
 @model(seed=4)
+def mamba():
+    from transformers import MambaConfig, MambaForCausalLM
+    model_file("mamba", MambaForCausalLM(MambaConfig(**SIZES, state_size=5, tie_word_embeddings=True)),
+               keep=("A_log", "D", "dt_proj.bias"))
+
+
+@model(seed=4)
 def mamba2():
     from transformers import Mamba2Config, Mamba2ForCausalLM
     config = Mamba2Config(**SIZES, num_heads=4, head_dim=8, state_size=6, n_groups=2, chunk_size=8,
