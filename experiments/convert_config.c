@@ -105,7 +105,7 @@ static wf_status check_kind(const char *key, const json_t *v, const wf_option *o
   if (o && o->flags & WF_OPT_AUTO && json_is_string(v) && strcmp(json_string_value(v), "auto") == 0)
     return WF_OK;
   if (!o || o->type == WF_OPT_TYPE_I64)
-    return json_is_integer(v) && json_integer_value(v) > 0
+    return json_is_integer(v) && (double)json_integer_value(v) >= (o ? o->min : 1)
                ? WF_OK
                : WF_FAIL(WF_EFORMAT, "%s is not a positive integer", key);
   if (o->type == WF_OPT_TYPE_F64)

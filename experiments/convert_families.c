@@ -16,6 +16,7 @@ const wf_family *const wf_families[] = {&wf_family_gpt2,
                                         &wf_family_retnet,
                                         &wf_family_xlstm_large,
                                         &wf_family_xlstm,
+                                        &wf_family_xlstm_cuda,
                                         &wf_family_mamba_original,
                                         &wf_family_mamba2_original,
                                         NULL};

@@ -15,7 +15,10 @@ enum { WF_FAMILY_PARTS = 3, WF_FAMILY_BLOCKS = 2 };
 typedef enum wf_family_form {
   WF_FORM_SAME,       /* (out, in, ...), as ours */
   WF_FORM_TRANSPOSED, /* (in, out) */
-  WF_FORM_MINUS_ONE   /* a norm's factor, stored minus 1 */
+  WF_FORM_MINUS_ONE,  /* a norm's factor, stored minus 1 */
+  WF_FORM_TURNED,     /* (head, in, out) where ours is (head, out, in) */
+  WF_FORM_HEADS_FIRST /* (head, 4, .) in one dimension, where ours is (4, head, .); `where` names a tensor of
+                         as many heads */
 } wf_family_form;
 
 /* One tensor of theirs: our parameters stand side by side along its outputs. # is the number of a block. */
@@ -112,7 +115,8 @@ struct wf_family {
 };
 
 extern const wf_family wf_family_gpt2, wf_family_llama, wf_family_mamba, wf_family_mamba2, wf_family_retnet,
-    wf_family_xlstm_large, wf_family_xlstm, wf_family_mamba_original, wf_family_mamba2_original;
+    wf_family_xlstm_large, wf_family_xlstm, wf_family_xlstm_cuda, wf_family_mamba_original,
+    wf_family_mamba2_original;
 extern const wf_family *const wf_families[]; /* ends with NULL */
 
 /* Values for tables. */

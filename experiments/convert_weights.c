@@ -22,6 +22,7 @@ typedef struct entry {
   int n_parts, ndim;
   int64_t outputs, inputs, shape[WF_PARAM_MAX_DIMS]; /* of all parts together; inputs: of one output */
   wf_family_form form;
+  int64_t heads; /* of WF_FORM_HEADS_FIRST */
 } entry;
 
 typedef wf_status (*visitor)(void *arg, const entry *e);
@@ -56,8 +57,12 @@ static wf_status make_entry(const wf_family_rule *rule, int block, const wf_para
   *e = (entry){.form = rule->form};
   name_of(e->theirs, rule->theirs, block);
   if (rule->older) name_of(e->older, rule->older, block);
-  if (rule->where) name_of(name, rule->where, block);
-  if (rule->where && !wf_params_find(params, name)) return WF_OK;
+  if (rule->where) {
+    name_of(name, rule->where, block);
+    const wf_param *mark = wf_params_find(params, name);
+    if (!mark) return WF_OK;
+    e->heads = mark->shape[0];
+  }
   for (; wanted < WF_FAMILY_PARTS && rule->ours[wanted]; wanted++) {
     name_of(name, rule->ours[wanted], block);
     wf_param *p = wf_params_find(params, name);
@@ -70,6 +75,10 @@ static wf_status make_entry(const wf_family_rule *rule, int block, const wf_para
   if (e->form == WF_FORM_TRANSPOSED) {
     e->shape[0] = e->inputs;
     e->shape[1] = e->outputs;
+  }
+  if (e->form == WF_FORM_TURNED && e->n_parts) {
+    e->shape[1] = e->part[0]->shape[2];
+    e->shape[2] = e->part[0]->shape[1];
   }
   return WF_OK;
 }
@@ -100,15 +109,28 @@ static wf_status each_entry(const wf_family *f, const wf_params *params, visitor
 
 /* ---- elements ---- */
 
+/* Where the element (row, column) of our parts together lies in their tensor. */
+static int64_t place_of(const entry *e, int64_t row, int64_t column) {
+  int64_t width, gates = 4;
+  switch (e->form) {
+  case WF_FORM_TRANSPOSED: return column * e->outputs + row;
+  case WF_FORM_TURNED: /* one head a row: column = out * width + in */
+    width = e->shape[1];
+    return row * e->inputs + column % width * e->shape[2] + column / width;
+  case WF_FORM_HEADS_FIRST:
+    width = e->outputs / (gates * e->heads);
+    return (row / width % e->heads * gates + row / (width * e->heads)) * width + row % width;
+  default: return row * e->inputs + column;
+  }
+}
+
 /* Between a tensor of theirs and one part of it [rows, inputs] whose outputs begin at `first`; `offset` is
  * added to ours. */
 static void move(const entry *e, float *theirs, float *part, int64_t first, int64_t rows, float offset,
                  bool to_them) {
-  bool turned = e->form == WF_FORM_TRANSPOSED;
-  int64_t by_row = turned ? 1 : e->inputs, by_column = turned ? e->outputs : 1;
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < e->inputs; c++) {
-      float *a = &theirs[(first + r) * by_row + c * by_column], *b = &part[r * e->inputs + c];
+      float *a = &theirs[place_of(e, first + r, c)], *b = &part[r * e->inputs + c];
       if (to_them)
         *a = *b + offset;
       else

@@ -36,10 +36,27 @@ static const char *const configs[] = {
     "model: {d_model: 24, vocab: 61, logit_softcap: 20, tie_embeddings: false, blocks: [{repeat: 2, "
     "mixer: {type: mlstm, form: large, heads: 3, gate_cap: 7}, mlp: {type: swiglu, width: 41}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, norm: layernorm, norm_bias: false, dropout: 0.1, blocks: [{repeat: 2, "
-    "mixer: {type: mlstm, heads: 2, expand: 1.5}}]}\n" TAIL};
-enum { MAMBA = 4, N_CONFIGS = sizeof configs / sizeof *configs };
-static const char *const families[N_CONFIGS] = {"gpt2",   "gpt2",   "llama",  "llama", "mamba",
-                                                "mamba2", "mamba2", "retnet", "xlstm", "xlstm_block_stack"};
+    "mixer: {type: mlstm, heads: 2, expand: 1.5}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, norm: layernorm, norm_bias: false, tie_embeddings: false, blocks: "
+    "[{repeat: 2, "
+    "blocks: [{repeat: 2, mixer: {type: mlstm}}, {mixer: {type: slstm, heads: 3}, mlp: {type: geglu, width: "
+    "33}}]}, "
+    "{mixer: {type: mlstm}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, norm: layernorm, norm_bias: false, blocks: [{repeat: 2, "
+    "mixer: {type: slstm, conv_width: 0}, mlp: {type: geglu, expand: 1.3, multiple: 64}}]}\n" TAIL};
+enum { MAMBA = 4, MIXED_XLSTM = 10, N_CONFIGS = sizeof configs / sizeof *configs };
+static const char *const families[N_CONFIGS] = {"gpt2",
+                                                "gpt2",
+                                                "llama",
+                                                "llama",
+                                                "mamba",
+                                                "mamba2",
+                                                "mamba2",
+                                                "retnet",
+                                                "xlstm",
+                                                "xlstm_block_stack",
+                                                "xlstm_block_stack",
+                                                "xlstm_block_stack"};
 
 typedef struct ours {
   wf_config cfg;
@@ -171,8 +188,9 @@ typedef struct edit {
   const char *cut;          /* the tensor whose last row is left out */
   const char *extra;        /* a tensor more */
   const char *from, *to;    /* another name */
-  wf_st_dtype dtype;        /* F32 or BF16 */
-  int part, parts;          /* write every parts-th tensor only */
+  void (*change)(const char *name, float *x, int64_t n);
+  wf_st_dtype dtype; /* F32 or BF16 */
+  int part, parts;   /* write every parts-th tensor only */
 } edit;
 
 static void copy_tensors(const char *from, const char *to, const edit *e) {
@@ -193,12 +211,14 @@ static void copy_tensors(const char *from, const char *to, const edit *e) {
       memcpy(shape, o->shape, sizeof shape);
       if (e->cut && strcmp(name, e->cut) == 0) n -= n / shape[0]--;
       if (pass == 0) {
+        if (e->change && strstr(name, "_recurrent_kernel_")) shape[1] = o->shape[2], shape[2] = o->shape[1];
         OK(wf_st_define(w, name, e->dtype, o->ndim, shape, &id[i]));
         continue;
       }
       uint32_t *x = malloc((size_t)n * sizeof *x);
       uint16_t *half = malloc((size_t)n * sizeof *half);
       OK(wf_st_read(st, o, 0, n, x));
+      if (e->change) e->change(name, (float *)(void *)x, n);
       for (int64_t k = 0; k < n; k++) half[k] = (uint16_t)(x[k] >> 16);
       OK(wf_st_write(w, id[i], 0, n, e->dtype == WF_ST_BF16 ? (const void *)half : x));
       free(x);
@@ -434,6 +454,44 @@ START_TEST(original_mamba) {
 }
 END_TEST
 
+/* The same model as the CUDA backend lays it out: of a head, its recurrent kernel (in, gate, out) and its
+ * bias (gate, out), where the vanilla one has (gate, out, in), and (gate, head, out). */
+static void to_cuda(const char *name, float *x, int64_t n) {
+  enum { H = 3, D = 8, G = 4 };
+  float *y = malloc((size_t)n * sizeof *y);
+  memcpy(y, x, (size_t)n * sizeof *y);
+  for (int h = 0; h < H; h++)
+    for (int g = 0; g < G; g++)
+      for (int o = 0; o < D; o++) {
+        if (strstr(name, "_bias_")) x[(h * G + g) * D + o] = y[(g * H + h) * D + o];
+        for (int i = 0; i < D && strstr(name, "_recurrent_kernel_"); i++)
+          x[((h * D + i) * G + g) * D + o] = y[((h * G + g) * D + o) * D + i];
+      }
+  free(y);
+}
+
+START_TEST(cuda_xlstm) {
+  ours x, y;
+  char *json;
+  int64_t n;
+  prepare(MIXED_XLSTM);
+  OK(wf_file_read(temp_path("in/config.json"), 1 << 20, &json, &n));
+  char *at = strstr(json, "vanilla");
+  ck_assert_ptr_nonnull(at);
+  memcpy(at, "cuda\"  ", 7); /* and the rest of the word, with its quote, as blanks */
+  at[7] = ' ';
+  OK(wf_file_write(temp_path("in/config.json"), json, n));
+  wf_free(json);
+  copy_tensors(source, target, &(edit){.change = to_cuda});
+  OK(wf_convert_import(in_dir, result, true, NULL));
+  open_checkpoint(&x, checkpoint);
+  open_checkpoint(&y, result);
+  assert_same_weights(wf_model_params(x.m), wf_model_params(y.m));
+  close_ours(&x);
+  close_ours(&y);
+}
+END_TEST
+
 static void assert_inexpressible(const char *model, const char *gpt2, const char *llama) {
   char yaml[2048];
   wf_config cfg;
@@ -593,6 +651,7 @@ static Suite *convert_suite(void) {
   tcase_add_test(c, bad_llama_configs);
   tcase_add_test(c, older_config);
   tcase_add_test(c, original_mamba);
+  tcase_add_test(c, cuda_xlstm);
   tcase_add_test(c, inexpressible);
   tcase_add_test(c, tokenizer_comes_along);
   tcase_add_test(c, command);

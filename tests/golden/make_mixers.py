@@ -13,6 +13,7 @@ import sys
 import torch
 from torch.overrides import TorchFunctionMode
 
+import definitions
 import golden_mixer
 from golden_mixer import D, LENGTHS, golden, weft_name
 
@@ -189,13 +190,14 @@ def kda():
 
 
 @mixer
-def forgetting():
+def fox():
     import fla.layers.forgetting_attn as f
-    fla_golden("attention_forget", "attention heads=4 kv_heads=2 position=none forget_gate=true",
-               lambda: f.ForgettingAttention(hidden_size=D, num_heads=4, num_kv_heads=2))
-    fla_golden("attention_forget_full", "attention heads=2 position=none forget_gate=true output_gate=true qk_norm=true "
+    fla_golden("fox", "attention heads=4 position=none forget_gate=true",
+               lambda: f.ForgettingAttention(hidden_size=D, num_heads=4))
+    fla_golden("fox_full", "attention heads=4 kv_heads=2 position=none forget_gate=true output_gate=true qk_norm=true "
                "qk_norm_per_head=true",
-               lambda: f.ForgettingAttention(hidden_size=D, num_heads=2, qk_norm=True, use_output_gate=True))
+               lambda: f.ForgettingAttention(hidden_size=D, num_heads=4, num_kv_heads=2, qk_norm=True,
+                                             use_output_gate=True))
 
 
 @mixer
@@ -215,35 +217,10 @@ def linear_attention():
                call=lambda module, x: module.forward_reference(x))
 
 
-class Lightning(torch.nn.Module):
-    """The layer of TransNormerLLM by its equations, around fla's recurrence."""
-
-    def __init__(self, heads, layer, layers, learned_angles):
-        super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.u_proj, self.o_proj = (
-            torch.nn.Linear(D, D, bias=False) for _ in range(5))
-        self.heads, self.decay = heads, -8 * torch.arange(heads) / heads * (1 - layer / layers)
-        if learned_angles:
-            self.theta = torch.nn.Parameter(torch.zeros(heads, D // heads))
-
-    def forward(self, x):
-        from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
-        shape = (*x.shape[:2], self.heads, D // self.heads)
-        q, k = torch.nn.functional.silu(self.q_proj(x)), torch.nn.functional.silu(self.k_proj(x))
-        q, k, v = (t.reshape(shape) for t in (q, k, self.v_proj(x)))
-        if hasattr(self, "theta"):
-            angle = torch.arange(x.shape[1])[:, None, None] * self.theta
-            q, k = (torch.cat([t * angle.cos(), t * angle.sin()], dim=-1) for t in (q, k))
-        o, _ = naive_recurrent_simple_gla(q, k, v, self.decay.expand(shape[:3]), scale=shape[-1] ** -0.5)
-        o = o.reshape(x.shape)
-        o = o / (o.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-        return self.o_proj(o * self.u_proj(x).sigmoid())
-
-
 @mixer
 def lightning():
-    golden("lightning", "lightning heads=4", lambda: Lightning(4, 1, 3, False), layer=1, layers=3)
-    golden("lightning_lrpe", "lightning heads=2", lambda: Lightning(2, 0, 3, True), layer=0, layers=3)
+    golden("lightning", "lightning heads=4", lambda: definitions.Lightning(4, 1, 3, False), layer=1, layers=3)
+    golden("lightning_lrpe", "lightning heads=2", lambda: definitions.Lightning(2, 0, 3, True), layer=0, layers=3)
 
 
 # ---- Mamba, by transformers --------------------------------------------------------------------------------------
@@ -370,114 +347,27 @@ def slstm():
            lambda: sLSTMLayer(sLSTMLayerConfig(**config, conv1d_kernel_size=0)), parts=parts)
 
 
-# ---- torch's own -------------------------------------------------------------------------------------------------
-
-
-@mixer
-def lstm():
-    def parts(name, value, _):
-        if name == "bias_ih_l0":  # zero: one bias, and one gradient, for both
-            return {}
-        return {name.removesuffix("_l0").replace("bias_hh", "bias"): value}
-
-    golden("lstm", "lstm", lambda: torch.nn.LSTM(D, D, batch_first=True), lambda module, x: module(x)[0], parts,
-           prepare=lambda module: module.bias_ih_l0.zero_())
-
-
-@mixer
-def gru():
-    class Projected(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn, self.out = torch.nn.GRU(D, 11, batch_first=True), torch.nn.Linear(11, D, bias=False)
-
-        def forward(self, x):
-            return self.out(self.rnn(x)[0])
-
-    def parts(name, value, _):
-        return {name.removeprefix("rnn.").removesuffix("_l0"): value}
-
-    golden("gru", "gru", lambda: torch.nn.GRU(D, D, batch_first=True), lambda module, x: module(x)[0], parts)
-    golden("gru_projected", "gru width=11", Projected, parts=parts)
-
-
-# ---- by definition: the papers' equations, token by token --------------------------------------------------------
-
-
-class MinRNN(torch.nn.Module):
-    """minGRU (gate z) and minLSTM (gates i, f), Feng et al. 2024; g is the paper's positive candidate."""
-
-    def __init__(self, gates, width):
-        super().__init__()
-        self.h = torch.nn.Linear(D, width)
-        for gate in gates:
-            setattr(self, gate, torch.nn.Linear(D, width))
-        if width != D:
-            self.o = torch.nn.Linear(width, D, bias=False)
-
-    def forward(self, x):
-        h = self.h(x)
-        h = torch.where(h >= 0, h + 0.5, h.sigmoid())
-        if hasattr(self, "z"):
-            write = self.z(x).sigmoid()
-            keep = 1 - write
-        else:
-            i, f = self.i(x).sigmoid(), self.f(x).sigmoid()
-            write, keep = i / (i + f), f / (i + f)
-        y, state = [], torch.zeros_like(h[:, 0])
-        for t in range(x.shape[1]):
-            state = keep[:, t] * state + write[:, t] * h[:, t]
-            y.append(state)
-        y = torch.stack(y, dim=1)
-        return self.o(y) if hasattr(self, "o") else y
+# ---- by definition -----------------------------------------------------------------------------------------------
 
 
 @mixer
 def mingru():
-    golden("mingru", "mingru expand=1", lambda: MinRNN("z", D))
+    golden("mingru", "mingru expand=1", lambda: definitions.MinRNN("z", D))
 
 
 @mixer
 def minlstm():
-    golden("minlstm", "minlstm expand=1.5", lambda: MinRNN("if", 24))
-
-
-class Aaren(torch.nn.Module):
-    """Feng et al. 2024 (Attention as an RNN): softmax attention of one learned query over each prefix."""
-
-    def __init__(self, heads):
-        super().__init__()
-        self.query = torch.nn.Parameter(torch.zeros(heads, D // heads))
-        self.k_proj, self.v_proj, self.o_proj = (torch.nn.Linear(D, D, bias=False) for _ in range(3))
-
-    def forward(self, x):
-        heads, width = self.query.shape
-        k, v = (f(x).unflatten(-1, (heads, width)) for f in (self.k_proj, self.v_proj))
-        score = (k * self.query).sum(-1) * width ** -0.5
-        y = [(score[:, :t + 1].softmax(1)[..., None] * v[:, :t + 1]).sum(1) for t in range(x.shape[1])]
-        return self.o_proj(torch.stack(y, dim=1).flatten(-2))
+    golden("minlstm", "minlstm expand=1.5", lambda: definitions.MinRNN("if", 24))
 
 
 @mixer
 def aaren():
-    golden("aaren", "aaren heads=2 position=none", lambda: Aaren(2))
-
-
-class BaseConv(torch.nn.Module):
-    """Arora et al. 2023: (x W + b) . (conv(x) + b2)."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.projection = torch.nn.Linear(D, D)
-        self.conv = torch.nn.Conv1d(D, D, width, groups=D, padding=width - 1)
-
-    def forward(self, x):
-        return self.projection(x) * self.conv(x.transpose(1, 2))[..., :x.shape[1]].transpose(1, 2)
+    golden("aaren", "aaren heads=2 position=none", lambda: definitions.Aaren(2))
 
 
 @mixer
 def base_conv():
-    golden("base_conv", "base_conv conv_width=5", lambda: BaseConv(5))
+    golden("base_conv", "base_conv conv_width=5", lambda: definitions.BaseConv(5))
 
 
 # ---- LSTM and GRU, by torch ---------------------------------------------------------------------------------------
@@ -551,17 +441,6 @@ def main():
     golden_mixer.OUT = chosen.to or golden_mixer.OUT
     for name in chosen.names or MIXERS:
         MIXERS[name]()
-
-
-@mixer
-def fox():
-    import fla.layers.forgetting_attn as f
-    fla_golden("fox", "attention heads=4 position=none forget_gate=true",
-               lambda: f.ForgettingAttention(hidden_size=D, num_heads=4))
-    fla_golden("fox_full", "attention heads=4 kv_heads=2 position=none forget_gate=true output_gate=true qk_norm=true "
-               "qk_norm_per_head=true",
-               lambda: f.ForgettingAttention(hidden_size=D, num_heads=4, num_kv_heads=2, qk_norm=True,
-                                             use_output_gate=True))
 
 
 if __name__ == "__main__":

@@ -109,9 +109,12 @@ def xlstm_large():
 
 @model(seed=9)
 def xlstm():
-    from xlstm import mLSTMBlockConfig, mLSTMLayerConfig, xLSTMLMModel, xLSTMLMModelConfig
-    config = xLSTMLMModelConfig(mlstm_block=mLSTMBlockConfig(mlstm=mLSTMLayerConfig(num_heads=2)), context_length=16,
-                                num_blocks=2, embedding_dim=16, vocab_size=61)
+    from xlstm import FeedForwardConfig, mLSTMBlockConfig, mLSTMLayerConfig, sLSTMBlockConfig, sLSTMLayerConfig
+    from xlstm import xLSTMLMModel, xLSTMLMModelConfig
+    slstm = sLSTMLayerConfig(num_heads=2, backend="vanilla", dtype="float32", enable_automatic_mixed_precision=False)
+    config = xLSTMLMModelConfig(mlstm_block=mLSTMBlockConfig(mlstm=mLSTMLayerConfig(num_heads=2)),
+                                slstm_block=sLSTMBlockConfig(slstm=slstm, feedforward=FeedForwardConfig()), slstm_at=[1],
+                                context_length=16, num_blocks=2, embedding_dim=16, vocab_size=61)
     with Constant():
         model_file("xlstm", Described(xLSTMLMModel(config), Dictionary(dataclasses.asdict(config))),
                    keep=("skip", "gate.bias", "norm"))
