@@ -25,11 +25,11 @@ static const wf_option table[] = {
     WF_OPT_I64(options, conv_width, "4", 2, 64, "tokens the short convolution sees"), WF_OPT_END};
 
 enum { Q, FORGET, VALUE };
+static const double norm_eps = 1e-5; /* as there, whatever the model's */
 
 typedef struct hgrn2 {
   int64_t H;
   int layer;
-  double eps;
   wf_scan_options scan;
   wf_param *w[3], *bounds, *norm, *out;
   wf_conv_part conv[3];
@@ -60,7 +60,7 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   hgrn2 *m = wf_calloc("model", 1, sizeof *m);
   if (!m) return WF_ENOMEM;
   *self = m;
-  *m = (hgrn2){.H = b->d_model / K, .layer = b->layer, .eps = b->norm_eps};
+  *m = (hgrn2){.H = b->d_model / K, .layer = b->layer};
   m->scan = (wf_scan_options){.scale = 1 / sqrt((double)K)};
   return declare(b, m, o);
 }
@@ -90,7 +90,7 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
                    .v = wf_as_heads(y[VALUE], m->H),
                    .g = wf_as_heads(g, m->H)};
   wf_tensor *o = wf_reshape(c, wf_seq_scan(r, m->slot, &in, &m->scan), WF_SHAPE(-1, m->out->shape[1]));
-  return wf_linear(c, wf_norm(c, WF_NORM_RMS, o, wf_value(m->norm), NULL, m->eps), wf_value(m->out), NULL);
+  return wf_linear(c, wf_norm(c, WF_NORM_RMS, o, wf_value(m->norm), NULL, norm_eps), wf_value(m->out), NULL);
 }
 
 static double flops(const void *self, int64_t T) {

@@ -82,3 +82,29 @@ class BaseConv(torch.nn.Module):
 
     def forward(self, x):
         return self.projection(x) * self.conv(x.transpose(1, 2))[..., :x.shape[1]].transpose(1, 2)
+
+
+class GateLoop(torch.nn.Module):
+    """Katsch 2023: linear attention with data-controlled decays, complex where `turning`."""
+
+    def __init__(self, heads, turning):
+        super().__init__()
+        self.heads, self.width = heads, D // 2 // heads
+        self.q_proj, self.k_proj = (torch.nn.Linear(D, D // 2, bias=False) for _ in range(2))
+        self.v_proj, self.g_proj, self.o_proj = (torch.nn.Linear(D, D, bias=False) for _ in range(3))
+        self.a = torch.nn.Linear(D, D // 2)
+        if turning:
+            self.theta = torch.nn.Linear(D, D // 2, bias=False)
+        self.norm = torch.nn.RMSNorm(D // heads, eps=1e-5)
+
+    def forward(self, x):
+        q, k, v, a = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.q_proj, self.k_proj, self.v_proj, self.a))
+        turn = self.theta(x).unflatten(-1, (self.heads, -1)) if hasattr(self, "theta") else torch.zeros_like(a)
+        decay = torch.polar(a.sigmoid(), turn)
+        state = torch.zeros(x.shape[0], self.heads, self.width, v.shape[-1], dtype=torch.complex128)
+        y = []
+        for t in range(x.shape[1]):
+            state = decay[:, t, :, :, None] * state + k[:, t, :, :, None] * v[:, t, :, None, :]
+            y.append((q[:, t, :, :, None] * state.real).sum(2) * self.width ** -0.5)
+        o = self.norm(torch.stack(y, dim=1)).flatten(-2)
+        return self.o_proj(o * torch.nn.functional.silu(self.g_proj(x)))

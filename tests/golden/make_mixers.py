@@ -140,26 +140,38 @@ def retnet():
 def gla():
     import fla.layers.gla as f
     fla_golden("gla", "gla heads=2", lambda: f.GatedLinearAttention(hidden_size=D, num_heads=2))
+    fla_golden("gla_conv", "gla heads=2 expand_k=1 expand_v=0.5 gate_norm=2 gate_rank=5 conv=true",
+               lambda: f.GatedLinearAttention(hidden_size=D, num_heads=2, expand_k=1.0, expand_v=0.5, use_short_conv=True,
+                                              gate_logit_normalizer=2, gate_low_rank_dim=5))
+
+
+class BoundedHGRN2(torch.nn.Module):
+    """A layer of a model of four, whose lower bounds are one parameter of the model."""
+
+    def __init__(self, layer, **options):
+        from fla.layers.hgrn2 import HGRN2Attention
+        super().__init__()
+        self.layer = HGRN2Attention(hidden_size=D, expand_ratio=8, layer_idx=layer, **options)
+        self.lower_bounds = torch.nn.Parameter(torch.zeros(4, D))
+
+    def forward(self, x):
+        bounds = self.lower_bounds.softmax(0)
+        return self.layer(x, lower_bound=(bounds.cumsum(0) - bounds[0])[self.layer.layer_idx])
 
 
 @mixer
 def hgrn2():
-    """Layer 2 of 4: the lower bounds of all layers belong to the model, and each layer has a share of their gradient."""
-    import fla.layers.hgrn2 as f
-
-    class InModel(torch.nn.Module):
-        def __init__(self, layer):
-            super().__init__()
-            self.layer = f.HGRN2Attention(hidden_size=D, expand_ratio=8, layer_idx=layer)
-            self.lower_bounds = torch.nn.Parameter(torch.zeros(4, D))
-
-        def forward(self, x):
-            bounds = self.lower_bounds.softmax(0)
-            return self.layer(x, lower_bound=(bounds.cumsum(0) - bounds[0])[self.layer.layer_idx])
-
     for layer in (0, 2):
-        fla_golden(f"hgrn2_layer{layer}", "hgrn2 expand_ratio=8", lambda: InModel(layer), layer=layer, layers=4,
-                   parts=lambda n, t, _: {weft_name(n.removeprefix("layer.")): t}, unused=() if layer else ("lower_bounds",))
+        fla_golden(f"hgrn2_layer{layer}", "hgrn2 expand_ratio=8" + (" conv=true" if layer else ""),
+                   lambda: BoundedHGRN2(layer, use_short_conv=bool(layer)), layer=layer, layers=4, eps=1e-6,
+                   parts=lambda n, t, _: {weft_name(n.removeprefix("layer.")): t},
+                   unused=() if layer else ("lower_bounds",))
+
+
+@mixer
+def gateloop():
+    golden("gateloop", "gateloop heads=2", lambda: definitions.GateLoop(2, False))
+    golden("gateloop_complex", "gateloop heads=2 complex=true", lambda: definitions.GateLoop(2, True))
 
 
 @mixer
