@@ -8,11 +8,17 @@
 #include "core/ops.h"
 
 const wf_bench_member wf_bench_members[] = {
-    {.name = "attention", .used = "attention", .attention = true},
+    {.name = "attention", .used = "attention", .kind = WF_BENCH_ATTENTION},
     {.name = "plain", .used = "linear_attention"},
     {.name = "constant", .used = "retnet, lightning", .decay = WF_DECAY_CONSTANT},
-    {.name = "scalar", .used = "simple_gla, mamba2", .decay = WF_DECAY_HEAD},
-    {.name = "weighted", .used = "mlstm", .decay = WF_DECAY_HEAD, .weights = true},
+    {.name = "scalar", .used = "simple_gla", .decay = WF_DECAY_HEAD},
+    {.name = "weighted", .used = "mamba2", .decay = WF_DECAY_HEAD, .weights = true},
+    {.name = "mlstm", .used = "mlstm", .decay = WF_DECAY_HEAD, .weights = true, .kind = WF_BENCH_MLSTM},
+    {.name = "channel", .used = "gla, hgrn2, gateloop", .decay = WF_DECAY_CHANNEL},
+    {.name = "delta", .used = "deltanet", .delta = true},
+    {.name = "gated_delta", .used = "gated_deltanet", .decay = WF_DECAY_HEAD, .delta = true},
+    {.name = "channel_delta", .used = "kda", .decay = WF_DECAY_CHANNEL, .delta = true},
+    {.name = "selective", .used = "mamba", .kind = WF_BENCH_SELECTIVE},
     {0}};
 
 enum { Q, K, V, G, W, INPUTS };
@@ -27,17 +33,37 @@ typedef struct timed {
   bool constant; /* G has no gradient */
 } timed;
 
+/* Inputs of the gates g and w before their activations. */
+static wf_tensor *mlstm(const timed *t, const wf_scan_options *o) {
+  wf_ctx *c = t->c;
+  wf_tensor *const *x = t->x, *drop, *floor,
+                   *m = wf_scan_max(c, x[W], x[G], NULL, NULL, t->rows, &drop, NULL);
+  wf_scan_in in = {.q = x[Q], .k = x[K], .v = wf_append_one(c, x[V])};
+  wf_exp_gates(c, x[G], x[W], m, drop, &in.g, &in.w, &floor);
+  return wf_normalise(c, wf_scan(c, &in, NULL, t->rows, o, NULL), floor, 1e-6);
+}
+
+/* Mamba's scan: x = V and dt = Q over all channels, A = K [d, N], B = G, C = W. */
+static wf_tensor *selective(const timed *t) {
+  wf_tensor *const *x = t->x;
+  const wf_selective_in in = {.x = x[V], .dt = x[Q], .A = x[K], .B = x[G], .C = x[W]};
+  return wf_selective_scan(t->c, &in, NULL, t->rows, NULL);
+}
+
 static wf_tensor *forward(const timed *t) {
   const wf_bench_scan *s = t->s;
   wf_tensor *const *x = t->x;
   const double scale = 1 / sqrt((double)s->size);
-  if (s->member->attention)
+  const wf_scan_options options = {.scale = scale, .chunk = s->chunk};
+  if (s->member->kind == WF_BENCH_MLSTM) return mlstm(t, &options);
+  if (s->member->kind == WF_BENCH_SELECTIVE) return selective(t);
+  if (s->member->kind == WF_BENCH_ATTENTION)
     return wf_attend(t->c, x[Q], x[K], x[V], t->span, NULL, NULL, NULL,
                      &(wf_attend_options){.scale = scale, .kind = WF_ATTEND_SOFTMAX});
   const bool delta = s->member->delta;
   const wf_scan_in in = {
       .q = x[Q], .k = x[K], .v = x[V], .g = x[G], .w = delta ? NULL : x[W], .beta = delta ? x[W] : NULL};
-  return wf_scan(t->c, &in, NULL, t->rows, &(wf_scan_options){.scale = scale, .chunk = s->chunk}, NULL);
+  return wf_scan(t->c, &in, NULL, t->rows, &options, NULL);
 }
 
 static wf_status once(void *arg) {
@@ -67,12 +93,31 @@ static wf_status both(void *arg) {
   return st;
 }
 
+static wf_status with_gradients(timed *t) {
+  for (int i = 0; i < INPUTS; i++)
+    if (t->x[i] && !(i == G && t->constant)) t->leaf[i].grad = wf_empty_like(t->c, "gradient", t->x[i]);
+  return wf_ctx_check(t->c);
+}
+
+static wf_status draw_selective(timed *t, wf_sample *smp) {
+  enum { N = 16 };
+  const int64_t n = t->s->batch * t->s->T, d = t->s->heads * t->s->size;
+  t->x[V] = wf_sample_real(smp, WF_SHAPE(n, d));
+  t->x[Q] = wf_sample_range(smp, WF_SHAPE(n, d), 0.001, 0.1);
+  t->x[K] = wf_sample_range(smp, WF_SHAPE(d, N), -16, -1);
+  t->x[G] = wf_sample_real(smp, WF_SHAPE(n, N));
+  t->x[W] = wf_sample_real(smp, WF_SHAPE(n, N));
+  t->cotangent = wf_sample_real(smp, WF_SHAPE(n, d));
+  return with_gradients(t);
+}
+
 /* Keys of length 1, so that the delta rule does not grow; decays of about a hundred tokens. */
 static wf_status draw(timed *t) {
   const wf_bench_scan *s = t->s;
   wf_ctx *c = t->c;
   const int64_t n = s->batch * s->T, H = s->heads, D = s->size;
   wf_sample smp = {.ctx = c, .real = WF_F32};
+  if (s->member->kind == WF_BENCH_SELECTIVE) return draw_selective(t, &smp);
   t->x[Q] = wf_sample_real(&smp, WF_SHAPE(n, H, D));
   t->x[K] = wf_affine(c, wf_norm(c, WF_NORM_RMS, wf_sample_real(&smp, WF_SHAPE(n, H, D)), NULL, NULL, 1e-6),
                       1 / sqrt((double)D), 0);
@@ -85,9 +130,7 @@ static wf_status draw(timed *t) {
     t->x[G] =
         wf_view_raw(wf_sample_range(&smp, WF_SHAPE(H), -0.02, 0), 2, (int64_t[]){n, H}, (int64_t[]){0, 1}, 0);
   if (s->member->weights || s->member->delta) t->x[W] = wf_sample_range(&smp, WF_SHAPE(n, H), 0, 1);
-  for (int i = 0; i < INPUTS; i++)
-    if (t->x[i] && !(i == G && t->constant)) t->leaf[i].grad = wf_empty_like(c, "gradient", t->x[i]);
-  return wf_ctx_check(c);
+  return with_gradients(t);
 }
 
 static wf_status spans(timed *t) {
@@ -102,7 +145,9 @@ static wf_status spans(timed *t) {
 
 static double operations(const wf_bench_scan *s) {
   const double D = (double)s->size, T = (double)s->T, heads = (double)(s->heads * s->batch) * T;
-  if (s->member->attention) return heads * 14 * D * (T + 1) / 2; /* 2 + 5 products of D for each key seen */
+  if (s->member->kind == WF_BENCH_ATTENTION)
+    return heads * 14 * D * (T + 1) / 2; /* 2 + 5 products for each key */
+  if (s->member->kind == WF_BENCH_SELECTIVE) return heads * 14 * D * 16;
   return heads * (s->member->delta ? 20 : 14) * D * D;
 }
 

@@ -4,7 +4,7 @@
  * One op on random inputs of fresh sequences, forward, and forward with backward to all inputs, K = V.
  * Operations are counted as the mathematics needs them, 14 K V a token and head for both ways (forward 4:
  * write and read; backward 10) and 20 with the delta rule, whatever a kernel does; attention's as those of
- * the keys that a query sees.
+ * the keys that a query sees; of the selective scan 14 a channel and state.
  */
 #ifndef WF_EXPERIMENTS_BENCH_SCAN_H
 #define WF_EXPERIMENTS_BENCH_SCAN_H
@@ -22,11 +22,18 @@ typedef enum wf_bench_decay {
   WF_DECAY_CHANNEL
 } wf_bench_decay;
 
+typedef enum wf_bench_kind {
+  WF_BENCH_SCAN,
+  WF_BENCH_MLSTM,     /* the scan with its exponential gates, stabiliser and normalised read */
+  WF_BENCH_SELECTIVE, /* Mamba's scan of heads x K channels, N = 16 */
+  WF_BENCH_ATTENTION  /* no recurrence at all */
+} wf_bench_kind;
+
 typedef struct wf_bench_member {
   const char *name, *used; /* by which mixers */
   wf_bench_decay decay;
   bool weights, delta; /* wf_scan_in.w, wf_scan_in.beta */
-  bool attention;      /* no recurrence at all */
+  wf_bench_kind kind;
 } wf_bench_member;
 
 extern const wf_bench_member wf_bench_members[]; /* attention first; ends with a NULL name */

@@ -105,11 +105,11 @@ static wf_status measure(const scans *s, int64_t size, int64_t T) {
   for (int i = 0; i < s->n; i++) {
     job j = {s->f, {s->member[i], s->f->heads, size, T, s->f->batch, s->f->chunk}};
     wf_bench_scan_row row;
-    if (j.scan.member->attention && T > s->f->attention) continue;
+    if (j.scan.member->kind == WF_BENCH_ATTENTION && T > s->f->attention) continue;
     const wf_status st = wf_bench_apart(apart, &j, &row, sizeof row);
     if (st != WF_OK) return wf_context(st, "%s", j.scan.member->name);
     print_row(s, &j.scan, &row, beside);
-    if (j.scan.member->attention) beside = row.both_s;
+    if (j.scan.member->kind == WF_BENCH_ATTENTION) beside = row.both_s;
   }
   return WF_OK;
 }
@@ -132,8 +132,9 @@ const wf_command wf_cmd_bench_scan = {
     .name = "bench scan",
     .help = "the recurrences' kernels against products and attention",
     .usage = "[MEMBER...]",
-    .more = "MEMBER: attention; plain (no decay), constant, scalar, weighted: decays a head. Without a name: "
-            "all.",
+    .more = "MEMBER: attention; plain (no decay); constant, scalar, weighted, mlstm: decays a head; channel; "
+            "delta, "
+            "gated_delta, channel_delta: the delta rule; selective. Without a name: all.",
     .flags = table,
     .flags_size = sizeof(flags),
     .most = MOST_MEMBERS,

@@ -92,6 +92,7 @@ lstm_parameters() {
 lstm_width() {
   low=8 high=1024
   while [ $((high - low)) -gt 8 ]; do
+    # shellcheck disable=SC2017 # a multiple of 8
     middle=$((low + (high - low) / 16 * 8))
     if [ "$(lstm_parameters "$middle")" -le "$1" ]; then low=$middle; else high=$middle; fi
   done

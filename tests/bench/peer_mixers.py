@@ -76,24 +76,24 @@ def mamba(a):
         decay = torch.exp(big_a[None, :, None, :] * dt[:, :, :, None])
         write = dt[:, :, :, None] * b[:, None] * x[..., None]
         state, out = torch.zeros(1, d, n), []
-        for t in range(a.tokens):
-            state = decay[:, :, t] * state + write[:, :, t]
-            out.append(torch.matmul(state, c[:, t].unsqueeze(-1))[..., 0])
+        for keep, new, read in zip(decay.unbind(2), write.unbind(2), c.unbind(1)):
+            state = keep * state + new
+            out.append(torch.matmul(state, read.unsqueeze(-1))[..., 0])
         return torch.stack(out, dim=-1)
     return run, leaves
 
 
 # Weft's name of the row: the peer and what it is.
 ROWS = {
-    "none": (from_fla("linear_attn.naive", "naive_chunk_linear_attn"), "fla naive_chunk_linear_attn"),
+    "plain": (from_fla("linear_attn.naive", "naive_chunk_linear_attn"), "fla naive_chunk_linear_attn"),
     "scalar": (from_fla("simple_gla.naive", "naive_chunk_simple_gla", decay="scalar"), "fla naive_chunk_simple_gla"),
     "delta": (from_fla("delta_rule.naive", "delta_rule_chunkwise", beta=True, heads_first=True),
               "fla delta_rule_chunkwise"),
-    "gated delta": (from_fla("gated_delta_rule.naive", "naive_chunk_gated_delta_rule", decay="scalar", beta=True),
+    "gated_delta": (from_fla("gated_delta_rule.naive", "naive_chunk_gated_delta_rule", decay="scalar", beta=True),
                     "fla naive_chunk_gated_delta_rule"),
-    "channel delta": (from_fla("kda.naive", "naive_chunk_kda", decay="channel", beta=True), "fla naive_chunk_kda"),
+    "channel_delta": (from_fla("kda.naive", "naive_chunk_kda", decay="channel", beta=True), "fla naive_chunk_kda"),
     "mlstm": (mlstm, "mlstm_kernels native chunkwise, its own backward"),
-    "mamba": (mamba, "the selective scan of transformers' slow path"),
+    "selective": (mamba, "the selective scan of transformers' slow path"),
 }
 
 
