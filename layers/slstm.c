@@ -83,20 +83,19 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   return declare(b, m, o);
 }
 
-/* x [n, d] by a weight [H, D, D] -> [n, H, D]. */
-static wf_tensor *by_heads(wf_ctx *c, wf_tensor *x, const wf_param *w) {
-  wf_tensor *heads = wf_transpose(c, wf_as_heads(x, w->shape[0]), 0, 1);
-  return wf_transpose(c, wf_matmul(c, heads, wf_transpose(c, wf_value(w), 1, 2)), 0, 1);
-}
-
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const slstm *m = self;
   wf_ctx *c = r->c;
   wf_tensor *mixed = wf_use_conv(r, &m->conv, x);
+  wf_tensor *heads[] = {wf_transpose(c, wf_as_heads(mixed, m->H), 0, 1),
+                        wf_transpose(c, wf_as_heads(x, m->H), 0, 1)}; /* [H, n, D] */
   wf_recur_in in = {.cell = WF_RECUR_SLSTM,
                     .r = wf_same_variable(wf_value(m->r), WF_SHAPE(m->H, GATES, m->D, m->D)),
                     .b = wf_same_variable(wf_value(m->bias), WF_SHAPE(GATES, m->H, m->D))};
-  for (int g = 0; g < GATES; g++) in.x[g] = by_heads(c, g == I || g == F ? mixed : x, m->w[g]);
+  for (int g = 0; g < GATES; g++) {
+    wf_tensor *turned = wf_transpose(c, wf_value(m->w[g]), 1, 2);
+    in.x[g] = wf_transpose(c, wf_matmul(c, heads[g == Z || g == O], turned), 0, 1);
+  }
   return wf_head_norm(c, wf_seq_recur(r, m->slot, &in, NULL), wf_value(m->norm), m->eps);
 }
 
