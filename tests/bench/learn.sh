@@ -6,7 +6,7 @@
 # Environment: WEFT (build/weft), STORE (data-cache/fortunes.h5, which ./setup.sh train makes), STEPS (300), LR (3.0e-3),
 # WIDTH (128), BLOCKS (2), BATCH (4096 tokens), LENGTH (256), THREADS (2), OUT (a temporary folder for the runs).
 #
-# A model is BLOCKS blocks of the mixer with its defaults and a SwiGLU of 2 WIDTH; AdamW, cosine schedule. Beside them
+# A model is BLOCKS blocks of the mixer, with its defaults but for the options below, and a SwiGLU of 2 WIDTH; AdamW, cosine schedule. Beside them
 # stand the bigram model of the text and a stack of LSTM layers alone, as many as blocks, whose width is chosen so that
 # it has as many parameters as the middle one of the models. All take about half an hour on two cores.
 set -eu
@@ -31,6 +31,13 @@ else
 fi
 # shellcheck disable=SC2046 # a word for each mixer
 [ $# -gt 0 ] || set -- $("$weft" layers | awk '/^mixer$/ { on = 1; next } /^$/ { on = 0 } on { print $1 }')
+
+# What sees neither positions nor the order of tokens by itself gets a short convolution; the others their defaults.
+options_of() {
+  case $1 in
+  linear_attention) echo ", conv: true" ;;
+  esac
+}
 
 # run NAME WIDTH BLOCK STEPS: prints what training prints.
 run() {
@@ -99,7 +106,7 @@ echo "| mixer | parameters | validation bits per byte | below the bigram | token
 echo "|---|---|---|---|---|---|"
 sizes=""
 for mixer in "$@"; do
-  train "$mixer" "$width" "mixer: {type: $mixer}, mlp: {type: swiglu, width: $((2 * width))}" "\`$mixer\`"
+  train "$mixer" "$width" "mixer: {type: $mixer$(options_of "$mixer")}, mlp: {type: swiglu, width: $((2 * width))}" "\`$mixer\`"
   sizes="$sizes $(number "$(parameters "$mixer")")"
 done
 # shellcheck disable=SC2086
