@@ -136,9 +136,9 @@ wf_status wf_scan_grad_sample(const scan_shape *shape, wf_sample *s) {
 }
 
 /* The members, by the delta rule and by whether each channel has its own decay. */
-extern const wf_op wf_op_scan_scalar, wf_op_scan_channel, wf_op_scan_delta;
+extern const wf_op wf_op_scan_scalar, wf_op_scan_channel, wf_op_scan_delta, wf_op_scan_delta_channel;
 static const wf_op *const member[2][2] = {{&wf_op_scan_scalar, &wf_op_scan_channel},
-                                          {&wf_op_scan_delta, NULL}};
+                                          {&wf_op_scan_delta, &wf_op_scan_delta_channel}};
 
 wf_tensor *wf_scan(wf_ctx *c, const wf_scan_in *in, wf_tensor *state, const wf_rows *rows,
                    const wf_scan_options *o, wf_tensor **state_out) {

@@ -9,7 +9,7 @@
 #ifndef WF_CORE_OPS_SCAN_DELTA_IMPL_H
 #define WF_CORE_OPS_SCAN_DELTA_IMPL_H
 
-#include "core/ops/scan_impl.h"
+#include "core/ops/scan_lower_impl.h"
 
 #ifdef WF_KERNEL_PASS
 

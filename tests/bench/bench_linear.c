@@ -24,9 +24,10 @@ typedef struct member {
   int decay; /* dimensions of g; 0: none */
   enum write { ADDITIVE, WEIGHTED, DELTA } write;
 } member;
-static const member members[] = {{"none", 0, ADDITIVE},    {"scalar", 2, ADDITIVE},
-                                 {"channel", 3, ADDITIVE}, {"channel_weighted", 3, WEIGHTED},
-                                 {"delta", 0, DELTA},      {"gated_delta", 2, DELTA}};
+static const member members[] = {{"none", 0, ADDITIVE},      {"scalar", 2, ADDITIVE},
+                                 {"channel", 3, ADDITIVE},   {"channel_weighted", 3, WEIGHTED},
+                                 {"delta", 0, DELTA},        {"gated_delta", 2, DELTA},
+                                 {"channel_delta", 3, DELTA}};
 
 typedef struct bench {
   wf_ctx *c;
