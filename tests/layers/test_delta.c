@@ -18,8 +18,10 @@ WF_CONTRACT_TEST(deltanet, "deltanet heads=2 / swiglu width=7",
 WF_CONTRACT_TEST(
     gated_deltanet, "gated_deltanet heads=2 head_dim=5 / swiglu width=7",
     "gated_deltanet heads=1 v_heads=3 head_dim=4 expand_v=1 conv=false negative_eigenvalues=true / -")
+WF_CONTRACT_TEST(kda, "kda heads=2 / swiglu width=7",
+                 "kda heads=1 v_heads=2 head_dim=5 expand_v=2 conv=false / -")
 WF_CONTRACT_TEST(hybrid, "gated_deltanet heads=2 head_dim=4 / swiglu width=7",
-                 "attention heads=2 window=5 / swiglu width=7", "deltanet heads=2 / -", "gla heads=2 / -")
+                 "attention heads=2 window=5 / swiglu width=7", "kda heads=2 / -", "gla heads=2 / -")
 
 static Suite *delta_suite(void) {
   Suite *s = suite_create("delta");
@@ -31,6 +33,7 @@ static Suite *delta_suite(void) {
   tcase_add_test(t, retnet_paper);
   tcase_add_test(t, deltanet);
   tcase_add_test(t, gated_deltanet);
+  tcase_add_test(t, kda);
   tcase_add_test(t, hybrid);
   suite_add_tcase(s, t);
   return s;
