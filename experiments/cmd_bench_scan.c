@@ -107,6 +107,11 @@ static wf_status measure(const scans *s, int64_t size, int64_t T) {
     wf_bench_scan_row row;
     if (j.scan.member->kind == WF_BENCH_ATTENTION && T > s->f->attention) continue;
     const wf_status st = wf_bench_apart(apart, &j, &row, sizeof row);
+    if (st == WF_EUNSUPPORTED) { /* told, and the others go on */
+      fprintf(stderr, "weft: %s at T %lld: %s\n", j.scan.member->name, (long long)T, wf_error_message());
+      wf_error_clear();
+      continue;
+    }
     if (st != WF_OK) return wf_context(st, "%s", j.scan.member->name);
     print_row(s, &j.scan, &row, beside);
     if (j.scan.member->kind == WF_BENCH_ATTENTION) beside = row.both_s;

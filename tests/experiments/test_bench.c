@@ -118,26 +118,34 @@ START_TEST(the_family_is_measured) {
          "--json",
          0, "");
   char *save = NULL;
-  int n = 0, beside = 0, members = 0;
+  int n = 0, beside = 0, members = 0, refused = 0;
   for (const wf_bench_member *m = wf_bench_members; m->name; m++) members++;
-  for (char *line = strtok_r(output, "\n", &save); line; line = strtok_r(NULL, "\n", &save), n++) {
+  for (char *line = strtok_r(output, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+    if (strncmp(line, "weft: ", 6) == 0) { /* a member that has no kernel yet says so */
+      ck_assert_msg(strstr(line, ": scan: no kernel for this decay and write"), "%s", line);
+      refused++;
+      continue;
+    }
     json_error_t e;
     json_t *o = json_loads(line, 0, &e);
     ck_assert_msg(o != NULL, "%s", line);
-    const int in_size = n % (2 * members - 1), T = in_size < members ? 7 : 70; /* attention at 7 alone */
-    ck_assert_str_eq(json_string_value(json_object_get(o, "member")),
-                     wf_bench_members[T == 7 ? in_size : in_size - members + 1].name);
-    ck_assert_int_eq(json_integer_value(json_object_get(o, "size")), n < 2 * members - 1 ? 5 : 16);
-    ck_assert_int_eq(json_integer_value(json_object_get(o, "T")), T);
+    const wf_bench_member *m = wf_bench_members;
+    while (m->name && strcmp(m->name, json_string_value(json_object_get(o, "member"))) != 0) m++;
+    ck_assert_msg(m->name != NULL, "%s", line);
+    const int64_t size = json_integer_value(json_object_get(o, "size")),
+                  T = json_integer_value(json_object_get(o, "T"));
+    ck_assert((size == 5 || size == 16) && (T == 7 || (T == 70 && m != wf_bench_members)));
     const double both = json_number_value(json_object_get(o, "both_s"));
     ck_assert_double_gt(both, 0);
-    ck_assert_double_eq_tol(json_number_value(json_object_get(o, "ns_per_token")), 1e9 * both / (2 * T),
-                            1e-3 * 1e9 * both);
+    ck_assert_double_eq_tol(json_number_value(json_object_get(o, "ns_per_token")),
+                            1e9 * both / (double)(2 * T), 1e6 * both);
     beside += json_object_get(o, "attention_s") != NULL;
     json_decref(o);
+    n++;
   }
-  ck_assert_int_eq(n, 2 * (2 * members - 1));
-  ck_assert_int_eq(beside, 2 * (members - 1));
+  ck_assert_int_eq(n + refused, 2 * (2 * members - 1)); /* attention at 7 alone */
+  ck_assert_int_le(refused, members / 2);
+  ck_assert_int_eq(beside, 2 * (members - 1) - refused / 2);
   expect("bench scan scaler", 1, "hint: did you mean scalar?");
   expect("bench scan scalar --size 0", 1, "--size: \"0\" is no count");
   expect("bench scan scalar --seconds 0 --repeats 1 --threads 1 --size 4 --seq-len 9 --chunk 1", 0,
