@@ -128,6 +128,7 @@ static const wf_family_key llama_keys[] = {
     WF_KEY("rope_parameters.partial_rotary_factor", NULL, .missing = "1", .use = WF_KEY_READ),
     {0}};
 
+static const wf_family_need llama_mlp[] = {{"expand", NULL}, {"multiple", NULL}, {0}};
 static const char *const llama_ignored[] = {".rotary_emb.inv_freq", NULL};
 
 const wf_family wf_family_llama = {.name = "llama",
@@ -137,5 +138,5 @@ const wf_family wf_family_llama = {.name = "llama",
                                    .rules = llama_rules,
                                    .keys = llama_keys,
                                    .ignored = llama_ignored,
-                                   .block = {{"attention", "swiglu", NULL, NULL}},
+                                   .block = {{"attention", "swiglu", NULL, llama_mlp}},
                                    .norm = WF_NORM_RMS};

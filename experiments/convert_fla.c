@@ -3,9 +3,10 @@
 
 #include <math.h>
 
-#define LAYER(i)         "model.layers.#." i
-#define MIXER(i)         "blocks.#.mixer." i
-#define PROJECTION(name) WF_SAME(LAYER("attn." name "_proj.weight"), MIXER(name ".weight"))
+#define LAYER(i)          "model.layers.#." i
+#define MIXER(i)          "blocks.#.mixer." i
+#define PROJECTION(name)  WF_SAME(LAYER("attn." name "_proj.weight"), MIXER(name ".weight"))
+#define CONVOLUTION(name) WF_SAME(LAYER("attn." name "_conv1d.weight"), MIXER(name "_conv.weight"))
 
 /* `norm`: their name for the norm of the mixer's output; g_norm where it is not fused with the gate. */
 #define RULES(norm)                                                                          \
@@ -33,6 +34,7 @@
       WF_KEY("attnres_block_size", NULL, .missing = "null", .use = WF_KEY_READ)
 
 static const char *const ignored[] = {NULL};
+static const wf_family_need swiglu[] = {{"expand", NULL}, {"multiple", NULL}, {0}};
 
 /* The MLP's width, where only hidden_ratio says it. */
 static wf_status mlp_width(const json_t *config, wf_family_values *v, double usual_ratio) {
@@ -43,6 +45,26 @@ static wf_status mlp_width(const json_t *config, wf_family_values *v, double usu
   double width = floor((double)d * (json_is_number(ratio) ? json_number_value(ratio) : usual_ratio) * 2 / 3);
   return wf_values_set(v, "mlp.width", "%.0f", 256 * ceil(width / 256));
 }
+
+static wf_status usual_width(const json_t *config, wf_family_values *v) {
+  return mlp_width(config, v, 4);
+}
+
+#define SHORT_CONVOLUTION(usual)                              \
+  WF_KEY("use_short_conv", "mixer.conv", .missing = (usual)), \
+      WF_KEY("conv_size", "mixer.conv_width", .missing = "4")
+
+#define FAMILY(id, name_, title_, class_, keys_, mixer, derive_, needs)          \
+  const wf_family wf_family_##id = {.name = (name_),                             \
+                                    .title = (title_),                           \
+                                    .architecture = (class_),                    \
+                                    .prefix = "model.",                          \
+                                    .rules = id##_rules,                         \
+                                    .keys = keys_,                               \
+                                    .ignored = ignored,                          \
+                                    .block = {{mixer, "swiglu", needs, swiglu}}, \
+                                    .norm = WF_NORM_RMS,                         \
+                                    .derive = derive_}
 
 /* ---- RetNet ---- */
 
@@ -63,13 +85,56 @@ static wf_status retnet_width(const json_t *config, wf_family_values *v) {
   return mlp_width(config, v, 2);
 }
 
-const wf_family wf_family_retnet = {.name = "retnet",
-                                    .title = "fla's RetNet",
-                                    .architecture = "RetNetForCausalLM",
-                                    .prefix = "model.",
-                                    .rules = retnet_rules,
-                                    .keys = retnet_keys,
-                                    .ignored = ignored,
-                                    .block = {{"retnet", "swiglu", NULL, NULL}},
-                                    .norm = WF_NORM_RMS,
-                                    .derive = retnet_width};
+FAMILY(retnet, "retnet", "fla's RetNet", "RetNetForCausalLM", retnet_keys, "retnet", retnet_width, NULL);
+
+/* ---- GLA ---- */
+
+static const wf_family_rule gla_rules[] = {RULES("g_norm_swish_gate"),
+                                           CONVOLUTION("q"),
+                                           CONVOLUTION("k"),
+                                           CONVOLUTION("v"),
+                                           WF_SAME(LAYER("attn.gk_proj.0.weight"), MIXER("gk.0.weight")),
+                                           WF_SAME_WITH_BIAS(LAYER("attn.gk_proj.1"), MIXER("gk.1")),
+                                           {0}};
+
+static const wf_family_key gla_keys[] = {KEYS,
+                                         SHORT_CONVOLUTION("false"),
+                                         WF_KEY("num_heads", "mixer.heads", .missing = "4"),
+                                         WF_KEY("expand_k", "mixer.expand_k", .missing = "0.5"),
+                                         WF_KEY("expand_v", "mixer.expand_v", .missing = "1"),
+                                         WF_KEY("use_output_gate", NULL, .missing = "true"),
+                                         WF_KEY("num_kv_heads", NULL, .missing = "null", .use = WF_KEY_READ),
+                                         WF_KEY("feature_map", NULL, .missing = "null", .use = WF_KEY_READ),
+                                         WF_KEY("clamp_min", NULL, .missing = "null", .use = WF_KEY_READ),
+                                         {0}};
+
+FAMILY(gla, "gla", "fla's GLA", "GLAForCausalLM", gla_keys, "gla", usual_width, NULL);
+
+/* ---- HGRN2 ---- */
+
+static const wf_family_rule hgrn2_rules[] = {RULES("g_norm"),
+                                             PROJECTION("f"),
+                                             PROJECTION("i"),
+                                             CONVOLUTION("q"),
+                                             CONVOLUTION("f"),
+                                             CONVOLUTION("i"),
+                                             WF_SAME("model.lower_bounds", "lower_bounds"),
+                                             {0}};
+
+static const wf_family_key hgrn2_keys[] = {KEYS,
+                                           SHORT_CONVOLUTION("false"),
+                                           WF_KEY("expand_ratio", "mixer.expand_ratio", .missing = WF_KEEP),
+                                           WF_KEY("use_lower_bound", NULL, .missing = "true"),
+                                           {0}};
+
+/* The size of a head, or their number. */
+static wf_status hgrn2_heads(const json_t *config, wf_family_values *v) {
+  int64_t d, heads;
+  WF_TRY(usual_width(config, v));
+  if (wf_values_get(v, "mixer.expand_ratio")) return WF_OK;
+  WF_TRY(wf_json_size(config, "hidden_size", 1, &d));
+  WF_TRY(wf_json_size(config, "num_heads", (d + 127) / 128, &heads));
+  return wf_values_set(v, "mixer.expand_ratio", "%lld", (long long)(d / heads));
+}
+
+FAMILY(hgrn2, "hgrn2", "fla's HGRN2", "HGRN2ForCausalLM", hgrn2_keys, "hgrn2", hgrn2_heads, NULL);

@@ -80,7 +80,7 @@ static bool write_width(json_t *config, const wf_family_model *m) {
          wf_json_put(config, "ffn_round_up_to_multiple_of", json_integer(1));
 }
 
-static const wf_family_need large_mlp[] = {{"width", NULL}, {0}};
+static const wf_family_need large_mlp[] = {{"width", NULL}, {"expand", NULL}, {"multiple", NULL}, {0}};
 
 const wf_family wf_family_xlstm_large = {.name = "xlstm",
                                          .title = "xLSTM large",

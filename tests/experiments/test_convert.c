@@ -33,6 +33,10 @@ static const char *const configs[] = {
     "dt_limit_high: 0.5}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, tie_embeddings: false, blocks: [{repeat: 3, "
     "mixer: {type: retnet, heads: 3, expand_v: 1}, mlp: {type: swiglu, width: 41}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, tie_embeddings: false, blocks: [{repeat: 2, "
+    "mixer: {type: gla, heads: 3, conv: true, conv_width: 3}, mlp: {type: swiglu}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, blocks: [{repeat: 3, mixer: {type: hgrn2, expand_ratio: 6}, "
+    "mlp: {type: swiglu, expand: 2, multiple: 10}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, logit_softcap: 20, tie_embeddings: false, blocks: [{repeat: 2, "
     "mixer: {type: mlstm, form: large, heads: 3, gate_cap: 7}, mlp: {type: swiglu, width: 41}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, norm: layernorm, norm_bias: false, dropout: 0.1, blocks: [{repeat: 2, "
@@ -44,7 +48,7 @@ static const char *const configs[] = {
     "{mixer: {type: mlstm}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, norm: layernorm, norm_bias: false, blocks: [{repeat: 2, "
     "mixer: {type: slstm, conv_width: 0}, mlp: {type: geglu, expand: 1.3, multiple: 64}}]}\n" TAIL};
-enum { MAMBA = 4, MIXED_XLSTM = 10, N_CONFIGS = sizeof configs / sizeof *configs };
+enum { MAMBA = 4, MIXED_XLSTM = 12, N_CONFIGS = sizeof configs / sizeof *configs };
 static const char *const families[N_CONFIGS] = {"gpt2",
                                                 "gpt2",
                                                 "llama",
@@ -53,6 +57,8 @@ static const char *const families[N_CONFIGS] = {"gpt2",
                                                 "mamba2",
                                                 "mamba2",
                                                 "retnet",
+                                                "gla",
+                                                "hgrn2",
                                                 "xlstm",
                                                 "xlstm_block_stack",
                                                 "xlstm_block_stack",

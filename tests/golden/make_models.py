@@ -65,6 +65,20 @@ def retnet():
                                                         fuse_cross_entropy=False))
 
 
+@model(seed=2)
+def gla():
+    from fla.models import GLAConfig, GLAForCausalLM
+    fla_model("gla", GLAForCausalLM, GLAConfig(**SIZES, num_heads=2, use_short_conv=True, intermediate_size=40,
+                                               fuse_cross_entropy=False))
+
+
+@model(seed=2)
+def hgrn2():
+    from fla.models import HGRN2Config, HGRN2ForCausalLM
+    fla_model("hgrn2", HGRN2ForCausalLM, HGRN2Config(**SIZES, expand_ratio=8, intermediate_size=40,
+                                                     fuse_cross_entropy=False))
+
+
 class Described(torch.nn.Module):
     """A model of the xlstm package called as those of transformers are, its parameters under their own names."""
 
