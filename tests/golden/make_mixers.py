@@ -178,7 +178,7 @@ def gateloop():
 def deltanet():
     import fla.layers.delta_net as f
     fla_golden("deltanet", "deltanet heads=2", lambda: f.DeltaNet(hidden_size=D, num_heads=2))
-    fla_golden("deltanet_negative", "deltanet heads=2 negative_eigenvalues=true gate=true",
+    fla_golden("deltanet_negative", "deltanet heads=2 negative_eigenvalues=true use_gate=true",
                lambda: f.DeltaNet(hidden_size=D, num_heads=2, allow_neg_eigval=True, use_gate=True))
 
 
