@@ -138,3 +138,62 @@ static wf_status hgrn2_heads(const json_t *config, wf_family_values *v) {
 }
 
 FAMILY(hgrn2, "hgrn2", "fla's HGRN2", "HGRN2ForCausalLM", hgrn2_keys, "hgrn2", hgrn2_heads, NULL);
+
+/* ---- DeltaNet, Gated DeltaNet, KDA ---- */
+
+#define DELTA_RULES RULES("o_norm"), PROJECTION("b"), CONVOLUTION("q"), CONVOLUTION("k"), CONVOLUTION("v")
+#define DELTA_KEYS                 \
+  KEYS, SHORT_CONVOLUTION("true"), \
+      WF_KEY("allow_neg_eigval", "mixer.negative_eigenvalues", .missing = "false")
+#define GATED_RULES \
+  DELTA_RULES, WF_SAME(LAYER("attn.A_log"), MIXER("A_log")), WF_SAME(LAYER("attn.dt_bias"), MIXER("dt_bias"))
+
+static const wf_family_rule deltanet_rules[] = {DELTA_RULES, {0}};
+static const wf_family_rule gated_deltanet_rules[] = {GATED_RULES, PROJECTION("a"), {0}};
+static const wf_family_rule kda_rules[] = {GATED_RULES,
+                                           WF_SAME(LAYER("attn.f_proj.0.weight"), MIXER("f.0.weight")),
+                                           WF_SAME(LAYER("attn.f_proj.1.weight"), MIXER("f.1.weight")),
+                                           WF_SAME(LAYER("attn.g_proj.0.weight"), MIXER("g.0.weight")),
+                                           WF_SAME_WITH_BIAS(LAYER("attn.g_proj.1"), MIXER("g.1")),
+                                           {0}};
+
+static const wf_family_key deltanet_keys[] = {DELTA_KEYS,
+                                              WF_KEY("num_heads", "mixer.heads", .missing = "16"),
+                                              WF_KEY("expand_k", "mixer.expand_k", .missing = "1"),
+                                              WF_KEY("expand_v", "mixer.expand_v", .missing = "1"),
+                                              WF_KEY("use_gate", "mixer.use_gate", .missing = "false"),
+                                              WF_KEY("use_beta", NULL, .missing = "true"),
+                                              WF_KEY("use_output_norm", NULL, .missing = "true"),
+                                              WF_KEY("qk_norm", NULL, .missing = "l2"),
+                                              WF_KEY("qk_activation", NULL, .missing = "silu"),
+                                              {0}};
+
+/* Value heads, and the width of a head of keys, where ours say auto. */
+static double v_heads(const wf_family_model *m) {
+  return (double)wf_rows_of(m->params, "blocks.0.mixer.b.weight");
+}
+static double key_width(const wf_family_model *m) {
+  return (double)(wf_rows_of(m->params, "blocks.0.mixer.q.weight") /
+                  wf_part_i64(&m->block[0]->mixer, "heads", 1));
+}
+
+#define HEADS(heads, dim, expand)                                                   \
+  WF_KEY("num_heads", "mixer.heads", .missing = (heads)),                           \
+      WF_KEY("num_v_heads", "mixer.v_heads", .missing = WF_KEEP, .value = v_heads), \
+      WF_KEY("head_dim", "mixer.head_dim", .missing = (dim), .value = key_width),   \
+      WF_KEY("expand_v", "mixer.expand_v", .missing = (expand))
+
+static const wf_family_key gated_deltanet_keys[] = {
+    DELTA_KEYS,
+    HEADS("6", "256", "2"),
+    WF_KEY("use_gate", "mixer.use_gate", .missing = "true"),
+    WF_KEY("output_gate_activation", NULL, .missing = "swish"),
+    {0}};
+static const wf_family_key kda_keys[] = {
+    DELTA_KEYS, HEADS("16", "128", "1"), WF_KEY("safe_gate", NULL, .missing = "false"), {0}};
+
+FAMILY(deltanet, "delta_net", "fla's DeltaNet", "DeltaNetForCausalLM", deltanet_keys, "deltanet", usual_width,
+       NULL);
+FAMILY(gated_deltanet, "gated_deltanet", "fla's Gated DeltaNet", "GatedDeltaNetForCausalLM",
+       gated_deltanet_keys, "gated_deltanet", usual_width, NULL);
+FAMILY(kda, "kda", "fla's KDA", "KDAForCausalLM", kda_keys, "kda", usual_width, NULL);

@@ -115,8 +115,9 @@ struct wf_family {
 };
 
 extern const wf_family wf_family_gpt2, wf_family_llama, wf_family_mamba, wf_family_mamba2, wf_family_retnet,
-    wf_family_gla, wf_family_hgrn2, wf_family_xlstm_large, wf_family_xlstm, wf_family_xlstm_cuda,
-    wf_family_mamba_original, wf_family_mamba2_original;
+    wf_family_gla, wf_family_hgrn2, wf_family_deltanet, wf_family_gated_deltanet, wf_family_kda,
+    wf_family_xlstm_large, wf_family_xlstm, wf_family_xlstm_cuda, wf_family_mamba_original,
+    wf_family_mamba2_original;
 extern const wf_family *const wf_families[]; /* ends with NULL */
 
 /* Values for tables. */

@@ -37,6 +37,14 @@ static const char *const configs[] = {
     "mixer: {type: gla, heads: 3, conv: true, conv_width: 3}, mlp: {type: swiglu}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, blocks: [{repeat: 3, mixer: {type: hgrn2, expand_ratio: 6}, "
     "mlp: {type: swiglu, expand: 2, multiple: 10}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, tie_embeddings: false, blocks: [{repeat: 2, mixer: {type: deltanet, "
+    "heads: 3, "
+    "use_gate: true, negative_eigenvalues: true}, mlp: {type: swiglu}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, blocks: [{repeat: 2, mixer: {type: gated_deltanet, heads: 2, v_heads: "
+    "4, "
+    "expand_v: 1.5}, mlp: {type: swiglu, width: 41}}]}\n" TAIL,
+    "model: {d_model: 24, vocab: 61, blocks: [{repeat: 2, mixer: {type: kda, heads: 2, head_dim: 6}, "
+    "mlp: {type: swiglu}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, logit_softcap: 20, tie_embeddings: false, blocks: [{repeat: 2, "
     "mixer: {type: mlstm, form: large, heads: 3, gate_cap: 7}, mlp: {type: swiglu, width: 41}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, norm: layernorm, norm_bias: false, dropout: 0.1, blocks: [{repeat: 2, "
@@ -48,7 +56,7 @@ static const char *const configs[] = {
     "{mixer: {type: mlstm}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, norm: layernorm, norm_bias: false, blocks: [{repeat: 2, "
     "mixer: {type: slstm, conv_width: 0}, mlp: {type: geglu, expand: 1.3, multiple: 64}}]}\n" TAIL};
-enum { MAMBA = 4, MIXED_XLSTM = 12, N_CONFIGS = sizeof configs / sizeof *configs };
+enum { MAMBA = 4, MIXED_XLSTM = 15, N_CONFIGS = sizeof configs / sizeof *configs };
 static const char *const families[N_CONFIGS] = {"gpt2",
                                                 "gpt2",
                                                 "llama",
@@ -59,6 +67,9 @@ static const char *const families[N_CONFIGS] = {"gpt2",
                                                 "retnet",
                                                 "gla",
                                                 "hgrn2",
+                                                "delta_net",
+                                                "gated_deltanet",
+                                                "kda",
                                                 "xlstm",
                                                 "xlstm_block_stack",
                                                 "xlstm_block_stack",

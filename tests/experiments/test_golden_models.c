@@ -2,8 +2,9 @@
  * gradient against PyTorch's, in float32. */
 #include "tests/experiments/golden_model.h"
 
-static const char *const models[] = {"gpt2",   "llama", "llama_tied", "mamba", "mamba2",
-                                     "retnet", "gla",   "hgrn2",      "xlstm", "xlstm_large"};
+static const char *const models[] = {"gpt2",   "llama", "llama_tied", "mamba",    "mamba2",
+                                     "retnet", "gla",   "hgrn2",      "deltanet", "gated_deltanet",
+                                     "kda",    "xlstm", "xlstm_large"};
 enum { N_MODELS = sizeof models / sizeof *models };
 static const double limit = 1e-5;
 

@@ -79,6 +79,29 @@ def hgrn2():
                                                      fuse_cross_entropy=False))
 
 
+@model(seed=10)
+def deltanet():
+    from fla.models import DeltaNetConfig, DeltaNetForCausalLM
+    fla_model("deltanet", DeltaNetForCausalLM,
+              DeltaNetConfig(**SIZES, num_heads=2, use_gate=True, intermediate_size=40, fuse_cross_entropy=False))
+
+
+@model(seed=10)
+def gated_deltanet():
+    from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
+    config = GatedDeltaNetConfig(**SIZES, num_heads=2, num_v_heads=4, head_dim=4, expand_v=1, intermediate_size=40,
+                                 fuse_cross_entropy=False)
+    fla_model("gated_deltanet", GatedDeltaNetForCausalLM, config, keep=("A_log", "dt_bias"))
+
+
+@model(seed=6)
+def kda():
+    from fla.models import KDAConfig, KDAForCausalLM
+    fla_model("kda", KDAForCausalLM,
+              KDAConfig(**SIZES, num_heads=2, head_dim=6, intermediate_size=40, fuse_cross_entropy=False),
+              keep=("A_log", "dt_bias"))
+
+
 class Described(torch.nn.Module):
     """A model of the xlstm package called as those of transformers are, its parameters under their own names."""
 
