@@ -1,0 +1,94 @@
+/* comm: messages between the ranks of a group, typed by tensors.
+ *
+ * A communicator is a header and a table of operations (comm_impl.h) with three implementations:
+ *
+ *   self      one rank                                                          comm_self.c
+ *   threads   ranks that are threads of one process: the simulator of the tests  comm_threads.c
+ *   MPI       ranks that are processes, where this build has it                 comm_mpi.c
+ *
+ * Every call is of all ranks of the group in the same order (collectives), or pairs up with the peer's in the
+ * order of the calls between the two (send and recv). Tensors are contiguous and of any device; counts are
+ * 64-bit. A call with a `pending` starts and returns; the tensors stay untouched (sources) or unread
+ * (destinations) and alive until wf_comm_wait. With NULL it is done when it returns. Calls of zero elements
+ * send nothing and are not counted.
+ *
+ * Results do not depend on timing: reductions are done in an order that follows from the ranks alone.
+ * Errors: WF_EINVAL for ranks, shapes or types that do not fit (found on the rank that gives them);
+ * WF_EDEVICE for a failure of the transport.
+ */
+#ifndef WF_DIST_COMM_H
+#define WF_DIST_COMM_H
+
+#include "core/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct wf_comm wf_comm;
+typedef struct wf_pending wf_pending; /* a call under way */
+
+typedef enum wf_reduce { WF_REDUCE_SUM, WF_REDUCE_MAX, WF_REDUCE_MIN } wf_reduce;
+
+/* ---- making; the caller frees ---- */
+wf_status wf_comm_self(wf_comm **out);
+/* out[n]: rank i is for thread i alone. Freed one by one, in any order and thread. */
+wf_status wf_comm_threads(int n, wf_comm **out);
+/* All processes that mpirun started. Initialises MPI at the first call of a process, and ends it when the
+ * process exits. Errors: WF_EUNSUPPORTED with a hint where this build has no MPI. */
+wf_status wf_comm_mpi(wf_comm **out);
+/* True where the environment says that mpirun or srun started several of us; works in every build. */
+bool wf_comm_launched(int *ranks);
+/* Of all ranks of `c`: those of one colour form a group, ordered by `key`, then by rank. */
+wf_status wf_comm_split(wf_comm *c, int color, int key, wf_comm **out);
+void wf_comm_free(wf_comm *c);
+
+int wf_comm_rank(const wf_comm *c);
+int wf_comm_size(const wf_comm *c);
+int wf_comm_local_size(const wf_comm *c);   /* ranks of the group on this host */
+const char *wf_comm_name(const wf_comm *c); /* "self", "threads", "mpi" */
+
+/* ---- between two ---- */
+wf_status wf_comm_send(wf_comm *c, const wf_tensor *x, int to, wf_pending **pending);
+wf_status wf_comm_recv(wf_comm *c, wf_tensor *x, int from, wf_pending **pending);
+
+/* ---- of all ---- */
+wf_status wf_comm_broadcast(wf_comm *c, wf_tensor *x, int root, wf_pending **pending);
+/* x <- the reduction of every rank's x. Types: f32, f64, i32, i64. */
+wf_status wf_comm_all_reduce(wf_comm *c, wf_tensor *x, wf_reduce how, wf_pending **pending);
+/* out <- elements [sum of counts before rank, + counts[rank]) of the sum of every rank's x. counts [size]. */
+wf_status wf_comm_reduce_scatter(wf_comm *c, const wf_tensor *x, const int64_t *counts, wf_tensor *out,
+                                 wf_pending **pending);
+/* out <- every rank's x, counts[i] elements of rank i, in the order of the ranks. x may be that part of out.
+ */
+wf_status wf_comm_all_gather(wf_comm *c, const wf_tensor *x, const int64_t *counts, wf_tensor *out,
+                             wf_pending **pending);
+/* Sends the i-th run of x, send[i] elements, to rank i; out receives recv[i] elements of each. */
+wf_status wf_comm_all_to_all(wf_comm *c, const wf_tensor *x, const int64_t *send, wf_tensor *out,
+                             const int64_t *recv, wf_pending **pending);
+wf_status wf_comm_barrier(wf_comm *c);
+
+/* ---- under way ---- */
+/* Done, successful or not: *pending is NULL afterwards. NULL is done. */
+wf_status wf_comm_wait(wf_pending **pending);
+/* Let calls under way progress; cheap; to be called between parts of long computations. */
+void wf_comm_poke(wf_comm *c);
+
+/* ---- counts of this rank since the communicator was made ---- */
+typedef struct wf_comm_counts {
+  int64_t messages, message_bytes; /* sent with wf_comm_send */
+  int64_t calls, call_bytes;       /* collectives but barriers; bytes of this rank's x */
+  double waited;                   /* seconds inside wf_comm_wait and blocking calls */
+} wf_comm_counts;
+wf_comm_counts wf_comm_count(const wf_comm *c);
+
+/* ---- the end ---- */
+/* Ends every rank of the job at once, with this exit code: for a rank that has failed alone. Does not return.
+ */
+_Noreturn void wf_comm_abort(wf_comm *c, int code);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
