@@ -61,7 +61,7 @@ static reads reads_open(const scan_args *a, const scan_chunk *c, int64_t m, bool
   x.d = take(work, n * a->cpad), x.p = take(work, m * n * a->cpad);
   x.r = take(work, m * n * a->kpad), x.k = strict ? x.r : take(work, n * a->kpad);
   x.w = take(work, n * a->vpad);
-  for (int64_t t = 0; t < n; t++) b[t] = sum += c->g ? (double)c->g[t * a->gs] : 0;
+  for (int64_t t = 0; t < n; t++) b[t] = sum += c->g ? (double)scan_log(c->g[t * a->gs]) : 0;
   for (int64_t t = 0; t < n; t++) {
     x.e[t] = (real)exp(b[t]);
     x.f[t] = (real)exp(sum - b[t]);

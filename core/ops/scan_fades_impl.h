@@ -59,8 +59,7 @@ static int64_t fades_space(const scan_args *a) {
 /* Sums of logs are kept in two reals, the second what the first cannot hold (Knuth's two-sum), so that e^x
  * has the digits of x's last terms however large x is. */
 static inline void add_log(real g, real *high, real *low) {
-  real x = g < R(-1e4) ? R(-1e4) : g; /* e^-1e4 is 0, as is e^-inf */
-  real sum = *high + x, part = sum - *high;
+  real x = scan_log(g), sum = *high + x, part = sum - *high;
   *low += (*high - (sum - part)) + (x - part);
   *high = sum;
 }

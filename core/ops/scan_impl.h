@@ -117,6 +117,12 @@ static inline real scan_weight(const scan_args *a, const scan_chunk *c, int64_t 
   return c->w ? c->w[t * a->ws] : 1;
 }
 
+/* A log decay for sums and differences of them: e^-1e3 is 0, as is e^-inf, whose differences are no numbers.
+ */
+static inline real scan_log(real g) {
+  return g < R(-1e3) ? R(-1e3) : g;
+}
+
 /* Where the outputs of token t of a chunk go. */
 static inline real *scan_o(const scan_args *a, const scan_chunk *c, int64_t t) {
   return a->o + ((c->token + t) * a->heads + c->h) * a->vdim;

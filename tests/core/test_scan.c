@@ -501,10 +501,10 @@ START_TEST(test_identities) {
 }
 END_TEST
 
-/* Decays beyond all numbers forget everything before them; nothing becomes NaN. */
+/* Decays beyond all numbers, and of -inf, forget everything before them; nothing becomes NaN. */
 START_TEST(test_forgetting) {
   open_cpu();
-  static const double far[] = {-200, -1e5};
+  static const double far[] = {-200, -1e5, -INFINITY};
   problem p = {1,
                {{.len = 100, .flags = 3}},
                .lanes = 1,

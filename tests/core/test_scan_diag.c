@@ -214,6 +214,16 @@ START_TEST(test_rows) {
 }
 END_TEST
 
+/* Decays of -inf forget everything before them; nothing becomes NaN. */
+START_TEST(test_forgetting) {
+  open_cpu();
+  problem p = {1,           {{.len = 100, .flags = 3}}, .lanes = 1, .d = 20, .low = -INFINITY, .state = true,
+               .init = true};
+  for (p.decays = 20; p.decays >= 5; p.decays -= 15) check(p);
+  close_cpu();
+}
+END_TEST
+
 /* A sequence in pieces, the state handed over, equals the whole: forward, final state, every gradient. */
 START_TEST(test_cuts) {
   open_cpu();
@@ -375,6 +385,7 @@ static Suite *scan_suite(void) {
   TCase *t = tcase_create("scans");
   tcase_add_test(t, test_sizes);
   tcase_add_test(t, test_rows);
+  tcase_add_test(t, test_forgetting);
   tcase_add_test(t, test_cuts);
   tcase_add_test(t, test_precision);
   tcase_add_test(t, test_causal_bitwise);
