@@ -5,9 +5,10 @@
  * width
  *
  * lb, the least a layer remembers, grows with depth: lower_bounds (layers, d) is one parameter of the model,
- * P its softmax over the layers, lb_l = P_1 + .. + P_l, so that the first layer has none. log f = log lb +
- * softplus(log(1 - lb)
- * + logsigmoid(f~) - log lb). Qin et al. 2024. Parameters as in flash-linear-attention's HGRN2Attention.
+ * P its softmax over the layers, lb_l = P_1 + .. + P_l, so that the first layer has none. Shares near 0 and 1
+ * have digits only as logarithms of their odds, u = log((1 - lb) / lb), a difference of two log-sum-exps, and
+ *   z = log(f / (1 - f)) = f~ + softplus(softplus(-f~) - u),   log f = logsigmoid(z),   k = sigmoid(-z).
+ * Qin et al. 2024. Parameters as in flash-linear-attention's HGRN2Attention.
  */
 #include "layers/parts.h"
 #include "core/memory.h"
@@ -65,11 +66,26 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   return declare(b, m, o);
 }
 
-/* The least this layer remembers, [d]; not for layer 0. */
-static wf_tensor *lower_bound(wf_ctx *c, const hgrn2 *m) {
-  wf_tensor *e = wf_exp(c, wf_value(m->bounds));
-  wf_tensor *some = wf_sum(c, wf_slice(c, e, 0, 1, m->layer + 1), 0, false);
-  return wf_div(c, some, wf_sum(c, e, 0, false));
+/* log(e^a + e^b) */
+static wf_tensor *log_add(wf_ctx *c, wf_tensor *a, wf_tensor *b) {
+  return wf_add(c, a, wf_softplus(c, wf_sub(c, b, a)));
+}
+
+/* x [n, d], n > 0 -> [1, d]: log of the sum of e^x, by halves. */
+static wf_tensor *log_sum(wf_ctx *c, wf_tensor *x) {
+  if (wf_is_poison(x) || x->shape[0] == 1) return x;
+  int64_t n = x->shape[0], half = n / 2;
+  wf_tensor *sum = log_add(c, wf_slice(c, x, 0, 0, half), wf_slice(c, x, 0, half, 2 * half));
+  if (n % 2) sum = wf_concat(c, 2, (wf_tensor *[]){sum, wf_slice(c, x, 0, n - 1, n)});
+  return log_sum(c, sum);
+}
+
+/* u of this layer, [1, d]; not for layer 0. */
+static wf_tensor *odds(wf_ctx *c, const hgrn2 *m) {
+  wf_tensor *p = wf_value(m->bounds), *rest = wf_slice(c, p, 0, 0, 1);
+  int64_t mine = m->layer + 1, all = m->bounds->shape[0];
+  if (mine < all) rest = log_add(c, rest, log_sum(c, wf_slice(c, p, 0, mine, all)));
+  return wf_sub(c, rest, log_sum(c, wf_slice(c, p, 0, 1, mine)));
 }
 
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
@@ -79,16 +95,15 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   for (int i = 0; i < 3; i++) w[i] = wf_value(m->w[i]);
   wf_linear_n(c, x, 3, w, NULL, y);
   for (int i = 0; i < 3; i++) y[i] = wf_use_conv(r, &m->conv[i], y[i]);
-  wf_tensor *g = wf_logsigmoid(c, y[FORGET]), *k = wf_sigmoid(c, wf_affine(c, y[FORGET], -1, 0));
+  wf_tensor *z = y[FORGET];
   if (m->layer) {
-    wf_tensor *lb = lower_bound(c, m), *rest = wf_affine(c, lb, -1, 1), *low = wf_log(c, lb);
-    g = wf_add(c, wf_softplus(c, wf_add(c, g, wf_sub(c, wf_log(c, rest), low))), low);
-    k = wf_mul(c, k, rest);
+    wf_tensor *closed = wf_softplus(c, wf_affine(c, z, -1, 0));
+    z = wf_add(c, z, wf_softplus(c, wf_sub(c, closed, odds(c, m))));
   }
   wf_scan_in in = {.q = wf_as_heads(wf_silu(c, y[Q]), m->H),
-                   .k = wf_as_heads(k, m->H),
+                   .k = wf_as_heads(wf_sigmoid(c, wf_affine(c, z, -1, 0)), m->H),
                    .v = wf_as_heads(y[VALUE], m->H),
-                   .g = wf_as_heads(g, m->H)};
+                   .g = wf_as_heads(wf_logsigmoid(c, z), m->H)};
   wf_tensor *o = wf_reshape(c, wf_seq_scan(r, m->slot, &in, &m->scan), WF_SHAPE(-1, m->out->shape[1]));
   return wf_linear(c, wf_norm(c, WF_NORM_RMS, o, wf_value(m->norm), NULL, norm_eps), wf_value(m->out), NULL);
 }

@@ -46,7 +46,8 @@ static inline void read_doubles(const layer *l, wf_tensor *t, double *x) {
   wf_scope_close(l->c, s);
 }
 
-static inline layer make_of(wf_dtype dtype, const char *text, int64_t d) {
+/* Layer `at` of a model of `of`. */
+static inline layer make_at(wf_dtype dtype, const char *text, int64_t d, int at, int of) {
   layer l = {.d = d, .dtype = dtype};
   void *options;
   OK(wf_device_open(WF_CPU, 0, &l.dev));
@@ -56,7 +57,8 @@ static inline layer make_of(wf_dtype dtype, const char *text, int64_t d) {
                 .state = &l.state,
                 .prefix = "",
                 .d_model = d,
-                .n_layers = 1,
+                .layer = at,
+                .n_layers = of,
                 .init_std = 0.4,
                 .out_std = 0.4,
                 .norm_eps = 1e-6,
@@ -75,6 +77,9 @@ static inline layer make_of(wf_dtype dtype, const char *text, int64_t d) {
     wf_free(first);
   }
   return l;
+}
+static inline layer make_of(wf_dtype dtype, const char *text, int64_t d) {
+  return make_at(dtype, text, d, 0, 1);
 }
 static inline layer make(const char *text, int64_t d) {
   return make_of(WF_F64, text, d);
@@ -191,25 +196,29 @@ static inline void check_gradient(const char *name, const layer *l, const shape 
   wf_free(dir), wf_free(keep);
 }
 
-static inline void check_definition(const char *text, int64_t d, shape s, definition f) {
+static inline void check_layer(const char *text, layer *l, shape s, definition f) {
   static const int64_t lengths[] = {1, 2, 5, 63, 64, 65, 100};
-  layer l = make(text, d);
   for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-    int64_t T = lengths[i], n = T * d;
+    int64_t T = lengths[i], n = T * l->d;
     double *x = random_doubles(n, "x", 1), *dy = random_doubles(n, "dy", 1);
     double *y = wf_calloc("test", (size_t)n, 3 * sizeof *y), *want = y + n, *dx = want + n;
-    run(&l, T, x, dy, y, dx);
-    f(&l, &s, T, x, want);
+    run(l, T, x, dy, y, dx);
+    f(l, &s, T, x, want);
     agree(text, T, n, y, want, 1e-12);
-    check_gradient("x", &l, &s, f, T, x, dy, x, n, dx);
-    double *w = l.w, *dw = l.dw;
-    for (int p = 0; p < l.params.n; p++) {
-      const wf_param *q = l.params.param[p];
-      check_gradient(q->name, &l, &s, f, T, x, dy, w, q->numel, dw);
+    check_gradient("x", l, &s, f, T, x, dy, x, n, dx);
+    double *w = l->w, *dw = l->dw;
+    for (int p = 0; p < l->params.n; p++) {
+      const wf_param *q = l->params.param[p];
+      check_gradient(q->name, l, &s, f, T, x, dy, w, q->numel, dw);
       w += q->numel, dw += q->numel;
     }
     wf_free(x), wf_free(dy), wf_free(y);
   }
+}
+
+static inline void check_definition(const char *text, int64_t d, shape s, definition f) {
+  layer l = make(text, d);
+  check_layer(text, &l, s, f);
   drop(&l);
   ck_assert_int_eq(wf_mem_live(), 0);
 }
@@ -336,13 +345,14 @@ static inline void expect_equal(const char *a, void (*set_a)(layer *l, const lay
 /* float32 against float64 at values that float32 holds, over 1000 tokens: the output to `limit`, gradients to
  * 4 times it, each relative to its own size, or to 1e-3 of the largest where it is smaller by cancellation.
  */
-static inline void check_float32(const char *text, void (*set)(layer *l, const layer *other), double limit) {
+static inline void check_float32_at(const char *text, int at, int of,
+                                    void (*set)(layer *l, const layer *other), double limit) {
   enum { T = 1000, N = T * 8 };
   double *x = random_doubles(N, "x", 1), *dy = random_doubles(N, "dy", 1), *y[2], *dx[2], most = 0;
   layer l[2];
   for (int64_t e = 0; e < N; e++) x[e] = (double)(float)x[e], dy[e] = (double)(float)dy[e];
   for (int k = 0; k < 2; k++) {
-    l[k] = make_of(k ? WF_F64 : WF_F32, text, 8);
+    l[k] = make_at(k ? WF_F64 : WF_F32, text, 8, at, of);
     if (set) set(&l[k], NULL);
     for (int64_t e = 0; e < l[k].params.numel; e++) l[k].w[e] = (double)(float)l[k].w[e];
     y[k] = wf_calloc("test", N, 2 * sizeof *y[k]);
@@ -366,6 +376,10 @@ static inline void check_float32(const char *text, void (*set)(layer *l, const l
   for (int k = 0; k < 2; k++) drop(&l[k]), wf_free(y[k]);
   wf_free(x), wf_free(dy);
   ck_assert_int_eq(wf_mem_live(), 0);
+}
+
+static inline void check_float32(const char *text, void (*set)(layer *l, const layer *other), double limit) {
+  check_float32_at(text, 0, 1, set, limit);
 }
 
 /* Its init fails, for a width of 8. */

@@ -172,8 +172,6 @@ START_TEST(forgetting_in_pieces_in_float32) {
 }
 END_TEST
 
-END_TEST
-
 /* Mean-pooled keys and values: weights of one group's mean. */
 static void equal_weights(layer *l, const layer *other) {
   (void)other;
