@@ -97,16 +97,17 @@ static const wf_family_rule gla_rules[] = {RULES("g_norm_swish_gate"),
                                            WF_SAME_WITH_BIAS(LAYER("attn.gk_proj.1"), MIXER("gk.1")),
                                            {0}};
 
-static const wf_family_key gla_keys[] = {KEYS,
-                                         SHORT_CONVOLUTION("false"),
-                                         WF_KEY("num_heads", "mixer.heads", .missing = "4"),
-                                         WF_KEY("expand_k", "mixer.expand_k", .missing = "0.5"),
-                                         WF_KEY("expand_v", "mixer.expand_v", .missing = "1"),
-                                         WF_KEY("use_output_gate", NULL, .missing = "true"),
-                                         WF_KEY("num_kv_heads", NULL, .missing = "null", .use = WF_KEY_READ),
-                                         WF_KEY("feature_map", NULL, .missing = "null", .use = WF_KEY_READ),
-                                         WF_KEY("clamp_min", NULL, .missing = "null", .use = WF_KEY_READ),
-                                         {0}};
+static const wf_family_key gla_keys[] = {
+    KEYS,
+    SHORT_CONVOLUTION("false"),
+    WF_KEY("num_heads", "mixer.heads", .missing = "4"),
+    WF_KEY("expand_k", "mixer.expand_k", .missing = "0.5"),
+    WF_KEY("expand_v", "mixer.expand_v", .missing = "1"),
+    WF_KEY("use_output_gate", NULL, .missing = "true"),
+    WF_KEY("num_kv_heads", "mixer.kv_heads", .missing = WF_KEEP, .value = wf_family_kv_heads),
+    WF_KEY("feature_map", NULL, .missing = "null", .use = WF_KEY_READ),
+    WF_KEY("clamp_min", NULL, .missing = "null", .use = WF_KEY_READ),
+    {0}};
 
 FAMILY(gla, "gla", "fla's GLA", "GLAForCausalLM", gla_keys, "gla", usual_width, NULL);
 

@@ -143,10 +143,7 @@ static wf_status declare(wf_build *b, attention *a) {
 }
 
 static wf_status check(const options *o, int64_t H, int64_t Hk, int64_t K) {
-  if (H % Hk)
-    return wf_hint(
-        WF_FAIL(WF_EINVAL, "kv_heads: %lld do not divide heads: %lld", (long long)Hk, (long long)H),
-        "each key head serves heads / kv_heads query heads");
+  WF_TRY(wf_head_groups(H, Hk));
   if (o->position == ROPE && o->rope_fraction == 1 && K % 2)
     return wf_hint(WF_FAIL(WF_EINVAL, "rotary positions turn pairs; head_dim %lld is odd", (long long)K),
                    "make head_dim even or set rope_fraction below 1");

@@ -1,8 +1,8 @@
 /* DeltaNet: linear attention that writes by the delta rule (mixers 3).
  *
- *   q, k, v = SiLU(conv4(x Wq)), SiLU(conv4(x Wk)), SiLU(conv4(x Wv)), q and k of unit length;  beta =
- * sigmoid(x Wb) S_t = S_{t-1} + beta_t k_t^T (v_t - k_t S_{t-1});  o_t = K^{-1/2} q_t S_t;  y = RMSNorm per
- * head(o) [. SiLU(x Wg)] Wo
+ *   q, k, v = SiLU(conv4(x Wq)), SiLU(conv4(x Wk)), SiLU(conv4(x Wv)), q and k of unit length
+ *   beta = sigmoid(x Wb);  S_t = S_{t-1} + beta_t k_t^T (v_t - k_t S_{t-1});  o_t = K^{-1/2} q_t S_t
+ *   y = (RMSNorm per head(o) [. SiLU(x Wg)]) Wo
  *
  * Schlag et al. 2021; Yang et al. 2024. With negative_eigenvalues beta goes to 2, so that a write may turn
  * what was there (Grazzi et al. 2024). Parameters as in flash-linear-attention's DeltaNet.

@@ -1,8 +1,8 @@
 /* GateLoop: linear attention with data-controlled decays, real or complex (mixers 2).
  *
- *   q, k, v = x Wq, x Wk, x Wv;  a_t = sigmoid(x Wa + b) e^{i theta_t}, theta = x Wt, for each channel of the
- * keys S_t = diag(a_t) S_{t-1} + k_t^T v_t;  o_t = K^{-1/2} Re(q_t S_t);  y = (RMSNorm per head(o) . SiLU(x
- * Wg)) Wo
+ *   q, k, v = x Wq, x Wk, x Wv;  for each channel of the keys a_t = sigmoid(x Wa + b) e^{i x Wt}
+ *   S_t = diag(a_t) S_{t-1} + k_t^T v_t;  o_t = K^{-1/2} Re(q_t S_t)
+ *   y = (RMSNorm per head(o) . SiLU(x Wg)) Wo
  *
  * Complex decays are real ones between turned queries and keys: with phi the running sum of theta, Re of the
  * product of phases from j to t is cos(phi_t - phi_j), so q and k become [q cos phi, q sin phi] and the state
@@ -70,14 +70,6 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   return declare(b, g, o);
 }
 
-/* x [n, H, K] times each half of wave [n, H, 2, K] -> [n, H, 2 K]. */
-static wf_tensor *doubled(wf_ctx *c, const gateloop *g, wf_tensor *x, wf_tensor *wave) {
-  if (wf_is_poison(x)) return x;
-  int64_t n = x->shape[0];
-  x = wf_mul(c, wf_reshape(c, x, WF_SHAPE(n, g->H, 1, g->K)), wave);
-  return wf_reshape(c, x, WF_SHAPE(n, g->H, 2 * g->K));
-}
-
 static void turn(wf_run *r, const gateloop *g, wf_tensor *x, wf_scan_in *in) {
   static const double quarter[] = {0, -1.57079632679489661923};
   wf_ctx *c = r->c;
@@ -87,8 +79,8 @@ static void turn(wf_run *r, const gateloop *g, wf_tensor *x, wf_scan_in *in) {
       wf_reshape(c, wf_seq_diag(r, g->phase_slot, theta, NULL, NULL), WF_SHAPE(n, g->H, 1, g->K));
   wf_tensor *wave = wf_cos(c, wf_add(c, phi, wf_from_host(c, "constant", WF_F64, WF_SHAPE(2, 1), quarter)));
   wave = wf_cast(c, wave, x->dtype);
-  in->q = doubled(c, g, in->q, wave);
-  in->k = doubled(c, g, in->k, wave);
+  in->q = wf_turned_heads(c, in->q, wave);
+  in->k = wf_turned_heads(c, in->k, wave);
   in->g = wf_expand(c, wf_reshape(c, in->g, WF_SHAPE(n, g->H, 1, g->K)), WF_SHAPE(n, g->H, 2, g->K));
   in->g = wf_reshape(c, in->g, WF_SHAPE(n, g->H, 2 * g->K));
 }

@@ -1,8 +1,7 @@
 /* HGRN2: gated linear attention whose keys are what the forget gates let go (mixers 2).
  *
  *   q = SiLU(x Wq), f~ = x Wf, v = x Wi;  f = lb + (1 - lb) sigmoid(f~),  k = 1 - f = (1 - lb) sigmoid(-f~)
- *   S_t = diag(f_t) S_{t-1} + k_t^T v_t;  o_t = K^{-1/2} q_t S_t;  y = RMSNorm(o) Wo, the norm over the whole
- * width
+ *   S_t = diag(f_t) S_{t-1} + k_t^T v_t;  o_t = K^{-1/2} q_t S_t;  y = RMSNorm(o) Wo, over the whole width
  *
  * lb, the least a layer remembers, grows with depth: lower_bounds (layers, d) is one parameter of the model,
  * P its softmax over the layers, lb_l = P_1 + .. + P_l, so that the first layer has none. Shares near 0 and 1

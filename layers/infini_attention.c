@@ -1,14 +1,15 @@
-/* Infini-attention: attention inside a segment, and a compressive memory of all segments before it (mixers
- * 10).
+/* Infini-attention: attention inside a segment, and a compressive memory of those before it (mixers 10).
  *
- *   q = x Wq, k = x Wk, v = x Wv, S segments of `segment` tokens counted from the document's start;
+ *   q = x Wq, k = x Wk, v = x Wv, S segments of `segment` tokens counted from the document's start
  *   local = causal softmax attention inside the segment, rotary positions on its q and k
- *   past_t = s(q_t) M / (s(q_t) z + eps),  s = elu + 1, without positions;  M, z as they were at the
- * segment's start y = (sigmoid(beta) . past + (1 - sigmoid(beta)) . local) Wo,  one beta a head At the end of
- * a segment z += sum_j s(k_j), and with update: linear or delta M += sum_j s(k_j)^T v_j,   M += sum_j
- * s(k_j)^T (v_j - s(k_j) M / (s(k_j) z + eps)) An empty memory reads 0. z is kept as one more column of M. To
- * stop inside a segment the state has M as it was at its start beside the running sums, and the segment's
- * keys.
+ *   past_t = s(q_t) M / (s(q_t) z + eps),  s = elu + 1, without positions;  M, z as at the segment's start
+ *   y = (sigmoid(beta) . past + (1 - sigmoid(beta)) . local) Wo,  one beta a head
+ *
+ * At the end of a segment z += sum_j s(k_j), and with update
+ *   linear   M += sum_j s(k_j)^T v_j
+ *   delta    M += sum_j s(k_j)^T (v_j - s(k_j) M / (s(k_j) z + eps))
+ * An empty memory reads 0. z is kept as one more column of M. To stop inside a segment the state has M as it
+ * was at its start beside the running sums, and the segment's keys.
  *
  * Munkhdalai et al. 2024.
  */

@@ -1,8 +1,9 @@
 /* KDA: the delta rule on a state each of whose channels decays (Kimi delta attention; mixers 4).
  *
- *   q, k, v, beta as in DeltaNet;  g = -exp(A_log) softplus(x Wf1 Wf2 + dt_bias), for each value head and
- * channel of keys S_t = P + beta_t k_t^T (v_t - k_t P), P = diag(e^{g_t}) S_{t-1};  o_t = K^{-1/2} q_t S_t y
- * = (RMSNorm per head(o) . sigmoid(x Wg1 Wg2 + bg)) Wo
+ *   q, k, v, beta as in DeltaNet;  for each value head and channel of its keys
+ *   g = -exp(A_log) softplus(x Wf1 Wf2 + dt_bias)
+ *   S_t = P + beta_t k_t^T (v_t - k_t P), P = diag(e^{g_t}) S_{t-1};  o_t = K^{-1/2} q_t S_t
+ *   y = (RMSNorm per head(o) . sigmoid(x Wg1 Wg2 + bg)) Wo
  *
  * Kimi Team 2025 (Kimi Linear), whose models have 16 heads of 128. Parameters as in flash-linear-attention's
  * KimiDeltaAttention.

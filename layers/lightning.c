@@ -30,14 +30,13 @@ static const wf_option table[] = {
         "lrpe: learned rotary angles; rope: fixed ones; auto: lrpe in the first layer, none in the others"),
     WF_OPT_END};
 
-enum { Q, KEY, VALUE, GATE };
-
 typedef struct lightning {
   int64_t H, K;
   double eps;
   bool rope;
   wf_scan_options scan;
-  wf_param *w[4], *out;
+  wf_qkv_part qkv;
+  wf_param *out;
   wf_param *theta; /* [H, K] or NULL */
   int slot;
   double *decay; /* [H], in the same allocation */
@@ -50,9 +49,9 @@ static double first_angle(const wf_init *w, wf_rng_key key, int64_t element) {
 }
 
 static wf_status declare(wf_build *b, lightning *m, bool lrpe) {
-  static const char *const names[] = {"q", "k", "v", "u"};
-  int64_t d = b->d_model;
-  for (int i = 0; i < 4; i++) WF_TRY(wf_build_linear(b, names[i], d, d, b->init_std, &m->w[i], NULL));
+  int64_t d = b->d_model, heads[] = {m->H, m->H, m->H}, size[] = {m->K, m->K, m->K};
+  WF_TRY(wf_part_qkv(b, heads, size, 0, 0, &m->qkv));
+  WF_TRY(wf_build_linear(b, "u", d, d, b->init_std, &m->qkv.w[3], NULL));
   if (lrpe)
     WF_TRY(wf_build_param(b, "theta", WF_PARAM_NO_DECAY,
                           (wf_init){.kind = WF_INIT_FN, .a = (double)m->K, .fn = first_angle},
@@ -98,30 +97,21 @@ static wf_tensor *waves(wf_run *r, const lightning *m, wf_dtype dtype) {
   return wf_cos(c, wf_add(c, angle, phase));
 }
 
-/* x [n, H, K] -> [x cos(t theta), x sin(t theta)], [n, H, 2 K]. */
-static wf_tensor *turned(wf_ctx *c, const lightning *m, wf_tensor *x, wf_tensor *wave) {
-  if (wf_is_poison(x)) return x;
-  int64_t n = x->shape[0];
-  x = wf_mul(c, wf_reshape(c, x, WF_SHAPE(n, m->H, 1, m->K)), wave);
-  return wf_reshape(c, x, WF_SHAPE(n, m->H, 2 * m->K));
-}
-
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const lightning *m = self;
   wf_ctx *c = r->c;
-  wf_tensor *w[4], *y[4], *wave = m->theta ? waves(r, m, x->dtype) : NULL;
-  for (int i = 0; i < 4; i++) w[i] = wf_value(m->w[i]);
-  wf_linear_n(c, x, 4, w, NULL, y);
-  for (int i = Q; i < GATE; i++) {
-    y[i] = wf_as_heads(i < VALUE ? wf_silu(c, y[i]) : y[i], m->H);
-    if (i < VALUE && m->theta) y[i] = turned(c, m, y[i], wave);
-    if (i < VALUE && m->rope) y[i] = wf_rotary(c, y[i], r->rows->pos, 10000, m->K);
+  wf_tensor *y[4], *wave = m->theta ? waves(r, m, x->dtype) : NULL;
+  wf_use_qkv(r, &m->qkv, x, y);
+  for (int i = 0; i < 2; i++) {
+    y[i] = wf_silu(c, y[i]);
+    if (m->theta) y[i] = wf_turned_heads(c, y[i], wave);
+    if (m->rope) y[i] = wf_rotary(c, y[i], r->rows->pos, 10000, m->K);
   }
-  wf_scan_in in = {.q = y[Q], .k = y[KEY], .v = y[VALUE]};
+  wf_scan_in in = {.q = y[0], .k = y[1], .v = y[2]};
   in.g = wf_head_constants(c, m->decay, m->H, x->shape[0], x->dtype);
   wf_tensor *o = wf_reshape(c, wf_seq_scan(r, m->slot, &in, &m->scan), WF_SHAPE(-1, m->H * m->K));
   o = wf_norm(c, WF_NORM_RMS, o, NULL, NULL, m->eps);
-  return wf_linear(c, wf_glu(c, WF_GLU_SIGMOID, y[GATE], o), wf_value(m->out), NULL);
+  return wf_linear(c, wf_glu(c, WF_GLU_SIGMOID, y[3], o), wf_value(m->out), NULL);
 }
 
 static double flops(const void *self, int64_t T) {

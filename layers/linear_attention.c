@@ -1,8 +1,8 @@
 /* Linear attention with a feature map: the softmax's e^{<q, k>} replaced by <phi(q), phi(k)>.
  *
- *   q = phi([conv](x Wq)), k = phi([conv](x Wk)), v = [conv](x Wv);  S_t = S_{t-1} + k_t^T v_t,  n_t =
- * n_{t-1} + k_t o_t = q_t S_t / (|q_t n_t| + eps)  (normalise: true)  or  K^{-1/2} q_t S_t;   y = [norm](o)
- * Wo
+ *   q = phi([conv](x Wq)), k = phi([conv](x Wk)), v = [conv](x Wv)
+ *   S_t = S_{t-1} + k_t^T v_t,   n_t = n_{t-1} + k_t
+ *   o_t = q_t S_t / (|q_t n_t| + eps)  (normalise: true)  or  K^{-1/2} q_t S_t;   y = [norm](o) Wo
  *
  *   feature   phi                                                               features of a head of width K
  *   elu       elu(x) + 1                                       Katharopoulos et al. 2020        K
@@ -41,15 +41,13 @@ static const wf_option table[] = {
     WF_OPT_BOOL(options, conv, "false", "short convolution of 4 tokens and SiLU on q, k and v"),
     WF_OPT_END};
 
-enum { Q, KEY, VALUE };
-
 typedef struct linear_attention {
   int64_t H, K, V;
   options o;
   double norm_eps;
   wf_scan_options scan;
-  wf_param *w[3], *map[2], *map_bias[2], *norm, *out;
-  wf_conv_part conv[3];
+  wf_qkv_part qkv;
+  wf_param *map[2], *map_bias[2], *norm, *out;
   int slot;
 } linear_attention;
 
@@ -65,16 +63,10 @@ static double identity(const wf_init *w, wf_rng_key key, int64_t element) {
 }
 
 static wf_status declare(wf_build *b, linear_attention *m) {
-  static const char *const names[] = {"q", "k", "v"};
-  int64_t wide[] = {m->H * m->K, m->H * m->K, m->H * m->V};
-  for (int i = 0; i < 3; i++)
-    WF_TRY(wf_build_linear(b, names[i], b->d_model, wide[i], b->init_std, &m->w[i], NULL));
-  for (int i = 0; i < 3 && m->o.conv; i++) {
-    char name[16];
-    snprintf(name, sizeof name, "%s_conv", names[i]);
-    WF_TRY(wf_part_conv(b, name, wide[i], 4, wf_init_normal(b->init_std), false, true, &m->conv[i]));
-  }
-  for (int i = Q; i < VALUE && m->o.feature == HEDGEHOG; i++) {
+  static const char *const names[] = {"q", "k"};
+  int64_t heads[] = {m->H, m->H, m->H}, size[] = {m->K, m->K, m->V};
+  WF_TRY(wf_part_qkv(b, heads, size, 0, m->o.conv ? 4 : 0, &m->qkv));
+  for (int i = 0; i < 2 && m->o.feature == HEDGEHOG; i++) {
     char name[32];
     snprintf(name, sizeof name, "%s_map.weight", names[i]);
     WF_TRY(wf_build_param(b, name, 0, (wf_init){.kind = WF_INIT_FN, .a = (double)m->K, .fn = identity},
@@ -108,7 +100,6 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
 }
 
 static wf_tensor *mapped(wf_ctx *c, const linear_attention *m, wf_tensor *x, int i) {
-  x = wf_as_heads(x, m->H);
   switch ((feature)m->o.feature) {
   case ELU: return wf_elu1(c, x);
   case RELU: return wf_relu(c, x);
@@ -123,12 +114,9 @@ static wf_tensor *mapped(wf_ctx *c, const linear_attention *m, wf_tensor *x, int
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const linear_attention *m = self;
   wf_ctx *c = r->c;
-  wf_tensor *w[3], *y[3];
-  for (int i = 0; i < 3; i++) w[i] = wf_value(m->w[i]);
-  wf_linear_n(c, x, 3, w, NULL, y);
-  for (int i = 0; i < 3; i++) y[i] = wf_use_conv(r, &m->conv[i], y[i]);
-  wf_scan_in in = {
-      .q = mapped(c, m, y[Q], Q), .k = mapped(c, m, y[KEY], KEY), .v = wf_as_heads(y[VALUE], m->H)};
+  wf_tensor *y[4];
+  wf_use_qkv(r, &m->qkv, x, y);
+  wf_scan_in in = {.q = mapped(c, m, y[0], 0), .k = mapped(c, m, y[1], 1), .v = y[2]};
   if (m->o.normalise) in.v = wf_append_one(c, in.v);
   wf_tensor *o = wf_seq_scan(r, m->slot, &in, &m->scan);
   if (m->o.normalise) o = wf_normalise(c, o, NULL, m->o.eps);
@@ -139,11 +127,9 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
 static double flops(const void *self, int64_t T) {
   const linear_attention *m = self;
   (void)T;
-  double d = (double)m->out->shape[0],
-         weights = (double)(m->w[Q]->numel + m->w[KEY]->numel + m->w[VALUE]->numel);
   double K = (double)width_of((feature)m->o.feature, m->K), V = (double)(m->V + m->o.normalise);
   double maps = m->map[0] ? 4 * (double)(m->H * m->K * m->K) : 0;
-  return 2 * (weights + d * (double)(m->H * m->V)) + maps + 4 * (double)m->H * K * V;
+  return 2 * (wf_qkv_weights(&m->qkv) + (double)m->out->numel) + maps + 4 * (double)m->H * K * V;
 }
 
 const wf_layer_type wf_layer_linear_attention = {

@@ -1,8 +1,9 @@
 /* Mamba: a selective state space, N states for each channel with decays of their own (mixers 5).
  *
- *   [x, z] = u Win;   x = SiLU(conv4(x) + bias);   [dt, B, C] = x Wx;   dt = softplus(dt Wdt + bias);   A =
- * -exp(A_log) h_t[d,n] = e^{dt_t[d] A[d,n]} h_{t-1}[d,n] + dt_t[d] B_t[n] x_t[d] y_t[d] = sum_n C_t[n]
- * h_t[d,n] + D[d] x_t[d];   out = (y . SiLU(z)) Wout
+ *   [x, z] = u Win;   x = SiLU(conv4(x) + bias);   [dt, B, C] = x Wx
+ *   dt = softplus(dt Wdt + bias);   A = -exp(A_log)
+ *   h_t[d,n] = e^{dt_t[d] A[d,n]} h_{t-1}[d,n] + dt_t[d] B_t[n] x_t[d]
+ *   y_t[d] = sum_n C_t[n] h_t[d,n] + D[d] x_t[d];   out = (y . SiLU(z)) Wout
  *
  * Gu & Dao 2023. Parameters and first values as in the public implementation: A_log = log(1 .. N), the bias
  * of dt such that the first time steps are log-uniform.

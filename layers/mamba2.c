@@ -1,8 +1,9 @@
 /* Mamba-2: the state-space dual, a linear recurrence with a scalar decay for each head (mixers 6).
  *
- *   [z, x, B, C, dt] = u Win;  [x, B, C] = SiLU(conv4([x, B, C]) + bias);  dt = softplus(dt + dt_bias), A =
- * -exp(A_log) S_t = e^{dt_t A} S_{t-1} + dt_t B_t^T x_t;  y_t = C_t S_t + D x_t    (heads of x read B and C
- * of their group) out = (RMSNorm(y . SiLU(z)) Wout, the norm over each group of D_inner / groups channels
+ *   [z, x, B, C, dt] = u Win;  [x, B, C] = SiLU(conv4([x, B, C]) + bias)
+ *   dt = softplus(dt + dt_bias);  A = -exp(A_log)
+ *   S_t = e^{dt_t A} S_{t-1} + dt_t B_t^T x_t;  y_t = C_t S_t + D x_t, B and C those of the head's group
+ *   out = RMSNorm(y . SiLU(z)) Wout, the norm over each group of D_inner / groups channels
  *
  * Dao & Gu 2024. Parameters and first values as in the public implementation.
  */

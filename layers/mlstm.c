@@ -1,14 +1,16 @@
 /* mLSTM: a matrix memory with exponential gates (mixers 7).
  *
- *   C_t = f_t C_{t-1} + i_t k_t^T v_t,  n_t = f_t n_{t-1} + i_t k_t,  h_t = q_t C_t / max(|q_t n_t|, 1),  q
- * scaled by K^{-1/2} gate exp:      i = e^{i~}, f = sigmoid(f~); C and n are held times e^{-m}, m_t = max(log
- * f + m_{t-1}, i~_t) gate sigmoid:  i = sigmoid(i~); h_t = q_t C_t: nothing to divide by, no m (Beck et al.
- * 2025, TFLA)
+ *   C_t = f_t C_{t-1} + i_t k_t^T v_t,  n_t = f_t n_{t-1} + i_t k_t,  h_t = q_t C_t / max(|q_t n_t|, 1)
+ *   gate exp:      i = e^{i~}, f = sigmoid(f~);  C and n are held times e^{-m}
+ *                  m_t = max(log f + m_{t-1}, i~_t)                                   Beck et al. 2024
+ *   gate sigmoid:  i = sigmoid(i~);  h_t = q_t C_t: nothing to divide by, no m        Beck et al. 2025, TFLA
  *
- *   form block:  (u, z) = x Wup;  c = SiLU(conv4(u) + b);  q, k = blocks of 4 of c, v of u;  i~, f~ of [q, k,
- * v]; y = ((LayerNorm per head(h) + skip . c) . SiLU(z)) Wdown                   Beck et al. 2024 form large:
- * q, k = x Wq, x Wk of half the width, v = x Wv;  i~, f~ = cap tanh(x W / cap); y = (LayerNorm per head(h) .
- * sigmoid(x Wo)) Wout                           Beck et al. 2025, xLSTM 7B
+ *   form block:    (u, z) = x Wup;  c = SiLU(conv4(u) + b);  q, k = blocks of 4 of c, v of u
+ *                  i~, f~ of [q, k, v];  y = ((LayerNorm per head(h) + skip . c) . SiLU(z)) Wdown
+ *   form large:    q, k = x Wq, x Wk of half the width, v = x Wv;  i~, f~ = cap tanh(x W / cap)
+ *                  y = (LayerNorm per head(h) . sigmoid(x Wo)) Wout                   Beck et al. 2025
+ *
+ * q is scaled by K^{-1/2}.
  *
  * Norm weights here are the factor; the published block stores them less 1.
  */

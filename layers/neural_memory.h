@@ -2,8 +2,8 @@
  * momentum and forgetting on how well keys give back values (mixers 9): private to layer files.
  *
  *   l(M; k, v) = ||M(k) - v||^2
- *   P_t = eta_t P_{t-1} - theta_t grad l(M_s; k_t, v_t);   M_t = (1 - alpha_t) M_{t-1} + P_t;   o_t =
- * M_t(q_t)
+ *   P_t = eta_t P_{t-1} - theta_t grad l(M_s; k_t, v_t)
+ *   M_t = (1 - alpha_t) M_{t-1} + P_t;   o_t = M_t(q_t)
  *
  * M_s are the weights at the start of the token's segment, so that the gradients of a segment are formed at
  * once. M is linear (depth 1) or an MLP; both recurrences act on each of its weight matrices.

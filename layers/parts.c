@@ -52,6 +52,19 @@ void wf_use_qkv(wf_run *r, const wf_qkv_part *p, wf_tensor *x, wf_tensor *y[4]) 
   for (int i = 0; i < 3; i++) y[i] = wf_as_heads(wf_use_conv(r, &p->conv[i], y[i]), p->heads[i]);
 }
 
+double wf_qkv_weights(const wf_qkv_part *p) {
+  double n = 0;
+  for (int i = 0; i < 4; i++) n += p->w[i] ? (double)p->w[i]->numel : 0;
+  return n;
+}
+
+wf_tensor *wf_turned_heads(wf_ctx *c, wf_tensor *x, wf_tensor *wave) {
+  if (wf_is_poison(x)) return x;
+  int64_t n = x->shape[0], H = x->shape[1], K = x->shape[2];
+  x = wf_mul(c, wf_reshape(c, x, WF_SHAPE(n, H, 1, K)), wave);
+  return wf_reshape(c, x, WF_SHAPE(n, H, 2 * K));
+}
+
 wf_tensor *wf_repeat_heads(wf_ctx *c, wf_tensor *x, int64_t heads) {
   if (wf_is_poison(x) || x->shape[1] == heads) return x;
   int64_t n = x->shape[0], groups = x->shape[1], width = x->shape[2];
@@ -111,4 +124,11 @@ wf_status wf_head_size(const char *what, int64_t d_model, double expand, int64_t
                    "the width is d_model %lld x %g", (long long)d_model, expand);
   *size = width / heads;
   return WF_OK;
+}
+
+wf_status wf_head_groups(int64_t heads, int64_t kv_heads) {
+  if (heads % kv_heads == 0) return WF_OK;
+  return wf_hint(
+      WF_FAIL(WF_EINVAL, "kv_heads: %lld do not divide heads: %lld", (long long)kv_heads, (long long)heads),
+      "each key head serves heads / kv_heads query heads");
 }

@@ -32,6 +32,9 @@ wf_tensor *wf_use_conv(wf_run *r, const wf_conv_part *p, wf_tensor *x);
 /* x [n, heads width] as [n, heads, width], the same variable. */
 wf_tensor *wf_as_heads(wf_tensor *x, int64_t heads);
 
+/* x [n, H, K], wave [n, H, 2, K] -> [x . first half, x . second half], [n, H, 2 K]: a turn of each channel,
+ * between queries and keys, as cosine and sine. */
+wf_tensor *wf_turned_heads(wf_ctx *c, wf_tensor *x, wf_tensor *wave);
 /* x [n, G, width] with each head repeated heads / G times, [n, heads, width]; x itself where G = heads. */
 wf_tensor *wf_repeat_heads(wf_ctx *c, wf_tensor *x, int64_t heads);
 /* Constants [H], on the host, as [n, H] of real type `dtype`: a view that repeats them, such as fixed log
@@ -52,6 +55,7 @@ wf_status wf_part_qkv(wf_build *b, const int64_t heads[3], const int64_t size[3]
                       wf_qkv_part *out);
 /* y[0..2] [n, heads, size], y[3] the gate [n, .] or NULL. */
 void wf_use_qkv(wf_run *r, const wf_qkv_part *p, wf_tensor *x, wf_tensor *y[4]);
+double wf_qkv_weights(const wf_qkv_part *p); /* elements of the projections */
 
 /* LayerNorm of each head without a bias: h [n, H, V], weight [H V] -> [n, H V]. */
 wf_tensor *wf_head_norm(wf_ctx *c, wf_tensor *h, wf_tensor *weight, double eps);
@@ -83,6 +87,8 @@ wf_init wf_init_time_step(double a, double b);
 
 /* The width of d_model x expand as heads of equal size: *size; an error that names the options otherwise. */
 wf_status wf_head_size(const char *what, int64_t d_model, double expand, int64_t heads, int64_t *size);
+/* An error unless each key head serves as many query heads. */
+wf_status wf_head_groups(int64_t heads, int64_t kv_heads);
 
 #ifdef __cplusplus
 }

@@ -3,9 +3,9 @@
  *   q, k = rotary(x Wq), rotary(x Wk);  v = x Wv;  gamma_h = 1 - 2^{-5-h}
  *   S_t = gamma S_{t-1} + k_t^T v_t;  o_t = K^{-1/2} q_t S_t
  *   norm rms:    y = (RMSNorm per head(o) . SiLU(x Wg)) Wo
- *   norm paper:  rows of retention are divided by sqrt(sum_{j <= t} gamma^{t-j}) and then by max(|their sum|,
- * 1): o / max(|q_t n_t|, sqrt(sum)), n the decayed sum of keys; y = (GroupNorm(o) . SiLU(x Wg)) Wo; positions
- * are xPos: rotary, and each pair of channels decays by zeta_i^{1/512} a token beside gamma.
+ *   norm paper:  rows of retention are divided by r = sqrt(sum_{j <= t} gamma^{t-j}), then by max(|sum|, 1):
+ *                o / max(|q_t n_t|, r), n the decayed sum of keys;  y = (GroupNorm(o) . SiLU(x Wg)) Wo;
+ *                xPos: rotary, and pairs of channels decay by zeta_i^{1/512} a token beside gamma
  *
  * Sun et al. 2023 (Retentive Network); xPos: Sun et al. 2022. `norm: rms` is flash-linear-attention's
  * MultiScaleRetention, whose parameters these are.
@@ -34,13 +34,11 @@ static const wf_option table[] = {
                 "rms: of each head; paper: normalised retention, group norm and xPos, as the paper has it"),
     WF_OPT_END};
 
-enum { Q, KEY, VALUE, GATE };
-
 typedef struct retnet {
   int64_t H, Hk, K, V;
   norm_form form;
   wf_scan_options scan;
-  wf_param *w[4];
+  wf_qkv_part qkv;
   wf_param *group_norm[2]; /* weight and bias [H V], of norm: paper */
   wf_out_part out;
   int slot;
@@ -59,10 +57,8 @@ static void fill_decays(retnet *m) {
 }
 
 static wf_status declare(wf_build *b, retnet *m) {
-  static const char *const names[] = {"q", "k", "v", "g"};
-  int64_t V = m->V, wide[] = {m->H * m->K, m->Hk * m->K, m->Hk * V, m->H * V};
-  for (int i = 0; i < 4; i++)
-    WF_TRY(wf_build_linear(b, names[i], b->d_model, wide[i], b->init_std, &m->w[i], NULL));
+  int64_t V = m->V, heads[] = {m->H, m->Hk, m->Hk}, size[] = {m->K, m->K, V};
+  WF_TRY(wf_part_qkv(b, heads, size, m->H * V, 0, &m->qkv));
   if (m->form == RMS) {
     WF_TRY(wf_part_out(b, m->H, V, WF_GLU_SWI, b->norm_eps, &m->out));
     return wf_seq_scan_state(b, "s", m->H, m->K, V, &m->slot);
@@ -80,10 +76,7 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   int64_t H = o->heads, Hk = o->kv_heads == WF_AUTO_I64 ? H : o->kv_heads, K, V;
   WF_TRY(wf_head_size("queries", b->d_model, o->expand_k, H, &K));
   WF_TRY(wf_head_size("values", b->d_model, o->expand_v, H, &V));
-  if (H % Hk)
-    return wf_hint(
-        WF_FAIL(WF_EINVAL, "kv_heads: %lld do not divide heads: %lld", (long long)Hk, (long long)H),
-        "each key head serves heads / kv_heads query heads");
+  WF_TRY(wf_head_groups(H, Hk));
   if (K % 2)
     return wf_hint(
         WF_FAIL(WF_EINVAL, "rotary positions turn pairs; a head of keys has width %lld", (long long)K),
@@ -130,27 +123,23 @@ static wf_tensor *paper(wf_run *r, const retnet *m, wf_scan_in *in, wf_tensor *g
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const retnet *m = self;
   wf_ctx *c = r->c;
-  wf_tensor *w[4], *y[4];
-  for (int i = 0; i < 4; i++) w[i] = wf_value(m->w[i]);
-  wf_linear_n(c, x, 4, w, NULL, y);
-  for (int i = Q; i < GATE; i++) {
-    y[i] = wf_as_heads(y[i], i == Q ? m->H : m->Hk);
-    if (i < VALUE) y[i] = wf_rotary(c, y[i], r->rows->pos, 10000, m->K);
+  wf_tensor *y[4];
+  wf_use_qkv(r, &m->qkv, x, y);
+  for (int i = 0; i < 3; i++) {
+    if (i < 2) y[i] = wf_rotary(c, y[i], r->rows->pos, 10000, m->K);
     y[i] = wf_repeat_heads(c, y[i], m->H);
   }
-  if (wf_is_poison(y[GATE])) return y[GATE];
-  wf_scan_in in = {.q = y[Q], .k = y[KEY], .v = y[VALUE]};
-  if (m->form == PAPER) return paper(r, m, &in, y[GATE]);
+  if (wf_is_poison(y[3])) return y[3];
+  wf_scan_in in = {.q = y[0], .k = y[1], .v = y[2]};
+  if (m->form == PAPER) return paper(r, m, &in, y[3]);
   in.g = wf_head_constants(c, m->decay, m->H, x->shape[0], x->dtype);
-  return wf_use_out(r, &m->out, wf_seq_scan(r, m->slot, &in, &m->scan), y[GATE]);
+  return wf_use_out(r, &m->out, wf_seq_scan(r, m->slot, &in, &m->scan), y[3]);
 }
 
 static double flops(const void *self, int64_t T) {
   const retnet *m = self;
   (void)T;
-  double d = (double)m->out.out->shape[0], weights = 0;
-  for (int i = 0; i < 4; i++) weights += (double)m->w[i]->numel;
-  return 2 * (weights + d * (double)(m->H * m->V)) + 4 * (double)(m->H * m->K * m->V);
+  return 2 * (wf_qkv_weights(&m->qkv) + (double)m->out.out->numel) + 4 * (double)(m->H * m->K * m->V);
 }
 
 const wf_layer_type wf_layer_retnet = {

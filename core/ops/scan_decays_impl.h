@@ -6,12 +6,13 @@
  * lose its digits.
  *
  * Values W [n] are written under keys K and read by m sets of n readers R, stacked: Q for the output and,
- * with the delta rule, the keys themselves. S0 is the state entering and S' the one leaving: read = diag(e) R
- * S0 + P W,   P = (R K^T) . D;        S' = e^{b_C} S0 + (diag(f) K)^T W Backward, Y the gradients of what is
- * read: dP = (Y W^T) . D;   dR = dP K + diag(e) Y S0^T;      dK = dP^T R + diag(f) W dS'^T dW = P^T Y +
- * diag(f) K dS';                          dS0 = e^{b_C} dS' + (diag(e) R)^T Y dg_t = sum_{i >= t > j} (P . Y
- * W^T)_ij + sum_{i >= t} e_i <r_i S0, y_i> + sum_{j < t} f_j <k_j dS', w_j>
- *            + e^{b_C} <S0, dS'>
+ * with the delta rule, the keys themselves. S0 is the state entering and S' the one leaving:
+ *     read = diag(e) R S0 + P W,   P = (R K^T) . D;        S' = e^{b_C} S0 + (diag(f) K)^T W
+ * Backward, Y the gradients of what is read:
+ *     dP = (Y W^T) . D;   dR = dP K + diag(e) Y S0^T;      dK = dP^T R + diag(f) W dS'^T
+ *     dW = P^T Y + diag(f) K dS';                          dS0 = e^{b_C} dS' + (diag(e) R)^T Y
+ *     dg_t = sum_{i >= t > j} (P . Y W^T)_ij + e^{b_C} <S0, dS'>
+ *            + sum_{i >= t} e_i <r_i S0, y_i> + sum_{j < t} f_j <k_j dS', w_j>
  * Sums of what passes over step t, instead of a difference of two large sums: no digits cancel. (mixers 1)
  */
 #ifndef WF_CORE_OPS_SCAN_DECAYS_IMPL_H

@@ -3,9 +3,12 @@
  * the core of KDA.
  *
  * As scan_delta.c, by the chunk of scan_fades_impl.h: the rows w_t = -beta_t e_t are values that keys read
- * for the errors and queries for the outputs, R = [K; sQ], E = (K . e^b) S0 - V + L W,   W = -diag(beta) E,
- * L[t,j] = sum_d k_t[d] k_j[d] e^{b_t[d] - b_j[d]}, j < t dW = L^T dE + A^T dO + (K . e^{b_C - b}) dS',   dE
- * = -diag(beta) dW,   dV = -dE,   dbeta_t = -<dw_t, e_t> (mixers 4)
+ * for the errors and queries for the outputs, R = [K; sQ]:
+ *     E = (K . e^b) S0 - V + L W,   W = -diag(beta) E
+ *     L[t,j] = sum_d k_t[d] k_j[d] e^{b_t[d] - b_j[d]}, j < t
+ *     dW = L^T dE + A^T dO + (K . e^{b_C - b}) dS',   dE = -diag(beta) dW,   dV = -dE
+ *     dbeta_t = -<dw_t, e_t>
+ * (mixers 4)
  */
 #include "core/ops/scan_delta_impl.h"
 #include "core/ops/scan_fades_impl.h"

@@ -1,10 +1,10 @@
 /* scan_delta: the triangular systems of the delta rule, for the kernels of its members.
  *
  * In a chunk token t writes w_t = -beta_t e_t, where its error e_t = k_t P - v_t holds what the tokens before
- * it wrote: E = E0 + L W, L strictly lower triangular. The systems W = -diag(beta) (E0 + L W)   and, of the
- * gradients,   dE = -diag(beta) (dW0 + L^T dE) are solved by blocks of 16 tokens, whose own part is a product
- * with X = -(I + diag(beta) L)^{-1} diag(beta) of the block: W = X E0 and dE = X^T dW0 there; the other
- * blocks come in by products.
+ * it wrote: E = E0 + L W, L strictly lower triangular. The systems
+ *     W = -diag(beta) (E0 + L W)   and, of the gradients,   dE = -diag(beta) (dW0 + L^T dE)
+ * are solved by blocks of 16 tokens, whose own part is a product with X = -(I + diag(beta) L)^{-1} diag(beta)
+ * of the block: W = X E0 and dE = X^T dW0 there; the other blocks come in by products.
  */
 #ifndef WF_CORE_OPS_SCAN_DELTA_IMPL_H
 #define WF_CORE_OPS_SCAN_DELTA_IMPL_H

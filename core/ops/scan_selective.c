@@ -1,6 +1,6 @@
 /* selective_scan: Mamba's recurrence, a decay for each channel and state (Gu & Dao 2023; mixers 5),
- *     h_t[d,n] = e^{dt_t[d] A[d,n]} h_{t-1}[d,n] + dt_t[d] B_t[n] x_t[d],   y_t[d] = sum_n C_t[n] h_t[d,n] +
- * D[d] x_t[d].
+ *     h_t[d,n] = e^{dt_t[d] A[d,n]} h_{t-1}[d,n] + dt_t[d] B_t[n] x_t[d]
+ *     y_t[d] = sum_n C_t[n] h_t[d,n] + D[d] x_t[d]
  *
  * No product of matrices: a vector holds one n of VL channels, the loop over tokens is inside, and the states
  * of a few n stay in registers, so B and C are scalars and y needs no sum over lanes. Rows run in tiles of

@@ -34,7 +34,7 @@ static const char *const configs[] = {
     "model: {d_model: 24, vocab: 61, tie_embeddings: false, blocks: [{repeat: 3, "
     "mixer: {type: retnet, heads: 3, expand_v: 1}, mlp: {type: swiglu, width: 41}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, tie_embeddings: false, blocks: [{repeat: 2, "
-    "mixer: {type: gla, heads: 3, conv: true, conv_width: 3}, mlp: {type: swiglu}}]}\n" TAIL,
+    "mixer: {type: gla, heads: 4, kv_heads: 2, conv: true, conv_width: 3}, mlp: {type: swiglu}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, blocks: [{repeat: 3, mixer: {type: hgrn2, expand_ratio: 6}, "
     "mlp: {type: swiglu, expand: 2, multiple: 10}}]}\n" TAIL,
     "model: {d_model: 24, vocab: 61, tie_embeddings: false, blocks: [{repeat: 2, mixer: {type: deltanet, "

@@ -4,6 +4,8 @@
 
 WF_CONTRACT_TEST(gla, "gla heads=2 / swiglu width=7",
                  "gla heads=3 expand_k=1 conv=true gate_rank=3 gate_norm=1 / -")
+WF_CONTRACT_TEST(gla_groups, "gla heads=4 kv_heads=2 expand_k=1 conv=true use_gate=false / -",
+                 "simple_gla heads=2 kv_heads=1 use_gate=false / swiglu width=7")
 WF_CONTRACT_TEST(hgrn2, "hgrn2 expand_ratio=6 / swiglu width=7", "hgrn2 expand_ratio=4 conv=true / -",
                  "hgrn2 expand_ratio=12 / -")
 WF_CONTRACT_TEST(gateloop, "gateloop heads=2 / swiglu width=7",
@@ -88,6 +90,7 @@ static Suite *delta_suite(void) {
   TCase *t = tcase_create("delta");
   tcase_set_timeout(t, 300);
   tcase_add_test(t, gla);
+  tcase_add_test(t, gla_groups);
   tcase_add_test(t, hgrn2);
   tcase_add_test(t, gateloop);
   tcase_add_test(t, retnet_paper);
