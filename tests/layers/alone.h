@@ -106,14 +106,56 @@ static inline int64_t numel(const layer *l, const char *name) {
   return 0;
 }
 
-/* One document of T tokens: y and, for dy, dx and l->dw. */
-static inline void run(layer *l, int64_t T, const double *x, const double *dy, double *y, double *dx) {
+/* Elements of a state of one lane; -1 where it grows. */
+static inline int64_t state_numel(const layer *l) {
+  int64_t all = 0;
+  for (int i = 0; i < l->state.n; i++) {
+    int64_t n = 1;
+    for (int k = 0; k < l->state.slot[i].ndim; k++) n *= l->state.slot[i].shape[k];
+    all = l->state.slot[i].grows || all < 0 ? -1 : all + n;
+  }
+  return all;
+}
+
+/* The state that a document's first token here finds and the last one leaves, slot after slot, their
+ * gradients the other way round: [state_numel] each. */
+typedef struct carried {
+  const double *in, *dleft;
+  double *left, *din;
+} carried;
+
+enum { MAX_SLOTS = 16, BEFORE = 7 }; /* tokens that the document had before */
+
+static inline wf_state *carry_in(layer *l, const carried *s, wf_tape *tape, wf_leaf *leaf) {
+  wf_state *state;
+  const double *at = s->in;
+  ck_assert_int_le(l->state.n, MAX_SLOTS);
+  OK(wf_state_create(l->c, &l->state, l->dtype, 1, 0, true, &state));
+  for (int i = 0; i < l->state.n; i++) {
+    wf_tensor *in = state->in[i], *host = wf_from_host(l->c, "test", WF_F64, in->ndim, in->shape, at);
+    OK(wf_op_run(l->c, &wf_op_copy, 1, (wf_tensor *[]){wf_cast(l->c, host, in->dtype)}, NULL, 1, &in, 0));
+    leaf[i] = (wf_leaf){.grad = wf_zeros(l->c, "test", in->dtype, in->ndim, in->shape)};
+    OK(wf_tape_watch(tape, in, &leaf[i]));
+    at += wf_numel(in);
+  }
+  return state;
+}
+
+/* T tokens of one document, fresh or as `s` says (NULL): y and, for dy, dx and l->dw. */
+static inline void run_carried(layer *l, int64_t T, const double *x, const double *dy, double *y, double *dx,
+                               const carried *s) {
   wf_ctx *c = l->c;
   wf_scope scope = wf_scope_open(c);
   wf_rows *rows;
   wf_tape *tape;
-  OK(wf_rows_fresh(c, 1, T, 0, &rows));
+  wf_row row = {.len = T, .pos = BEFORE, .place = BEFORE, .flags = WF_ROW_TAKES | WF_ROW_LEAVES};
+  if (s)
+    OK(wf_rows_create(c, 1, &row, 1, &rows));
+  else
+    OK(wf_rows_fresh(c, 1, T, 0, &rows));
   OK(wf_tape_create(c, &tape));
+  wf_leaf state_leaf[MAX_SLOTS];
+  wf_state *state = s ? carry_in(l, s, tape, state_leaf) : NULL;
   double *w = l->w;
   for (int i = 0; i < l->params.n; w += l->params.param[i++]->numel) {
     wf_tensor *p = l->params.param[i]->value;
@@ -121,26 +163,42 @@ static inline void run(layer *l, int64_t T, const double *x, const double *dy, d
   }
   wf_tensor *in = tensor(l, WF_SHAPE(T, l->d), x), *cot = tensor(l, WF_SHAPE(T, l->d), dy);
   wf_leaf leaf = {.grad = wf_zeros(c, "test", l->dtype, WF_SHAPE(T, l->d))};
-  wf_run r = {.c = c, .rows = rows};
+  wf_run r = {.c = c, .rows = rows, .state = state};
   wf_params_reset(&l->params);
   wf_params_hold(&l->params);
   OK(wf_params_watch(&l->params, tape));
   OK(wf_tape_watch(tape, in, &leaf));
   wf_tape_record(tape);
-  wf_tensor *out = l->type->forward(&r, l->self, in);
+  wf_tensor *out[1 + MAX_SLOTS] = {l->type->forward(&r, l->self, in)}, *cots[1 + MAX_SLOTS] = {cot};
   wf_tape_pause(tape);
   OK(wf_ctx_check(c));
-  OK(wf_backward(tape, 1, &out, &cot));
+  const double *dleft = s ? s->dleft : NULL;
+  int n = 1;
+  for (int i = 0; s && i < l->state.n; i++) {
+    wf_tensor *left = state->out[i], *host = wf_from_host(c, "test", WF_F64, left->ndim, left->shape, dleft);
+    dleft += wf_numel(left);
+    out[n] = left;
+    cots[n++] = wf_cast(c, host, left->dtype);
+  }
+  OK(wf_backward(tape, n, out, cots));
   wf_params_release(&l->params);
   OK(wf_params_finish(&l->params));
-  read_doubles(l, out, y);
+  for (int64_t i = 0, at = 0; s && i < l->state.n; at += wf_numel(state->in[i++])) {
+    read_doubles(l, state->out[i], s->left + at);
+    read_doubles(l, state_leaf[i].grad, s->din + at);
+  }
+  read_doubles(l, out[0], y);
   read_doubles(l, leaf.grad, dx);
   double *dw = l->dw;
   for (int i = 0; i < l->params.n; dw += l->params.param[i++]->numel)
     read_doubles(l, l->params.param[i]->leaf.grad, dw);
   wf_tape_free(tape);
+  wf_state_free(state);
   wf_rows_free(rows);
   wf_scope_close(c, scope);
+}
+static inline void run(layer *l, int64_t T, const double *x, const double *dy, double *y, double *dx) {
+  run_carried(l, T, x, dy, y, dx, NULL);
 }
 
 static inline void agree(const char *what, int64_t T, int64_t n, const double *a, const double *b,
@@ -312,34 +370,78 @@ static inline void copy_common(layer *l, const layer *other) {
   }
 }
 
-/* The gradient of x and the output of `text`, after `set` has changed its values; free with wf_free(*y). */
-static inline void outcome(const char *text, void (*set)(layer *l, const layer *other), const layer *other,
-                           layer *l, int64_t T, double **y, double **dx) {
-  int64_t n = T * 8;
+/* What a layer gives for the same x and dy: y, dx, and with `carry` the final state and the first one's
+ * gradient; free with wf_free(o.y). */
+typedef struct outcome {
+  layer l;
+  double *y, *dx, *left, *din;
+} outcome;
+
+static inline outcome outcome_of(const char *text, void (*set)(layer *l, const layer *other),
+                                 const layer *other, int64_t T, bool carry) {
+  outcome o = {.l = make(text, 8)};
+  if (set) set(&o.l, other);
+  int64_t n = T * 8, m = carry ? state_numel(&o.l) : 0;
+  ck_assert_msg(m >= 0, "%s: its state grows", text);
   double *x = random_doubles(n, "x", 1), *dy = random_doubles(n, "dy", 1);
-  *l = make(text, 8);
-  if (set) set(l, other);
-  *y = wf_calloc("test", (size_t)n, 2 * sizeof **y);
-  *dx = *y + n;
-  run(l, T, x, dy, *y, *dx);
-  wf_free(x), wf_free(dy);
+  double *state = random_doubles(m, "state", 1), *dleft = random_doubles(m, "dleft", 1);
+  o.y = wf_calloc("test", (size_t)(2 * n + 2 * m), sizeof *o.y);
+  o.dx = o.y + n, o.left = o.dx + n, o.din = o.left + m;
+  carried s = {state, dleft, o.left, o.din};
+  run_carried(&o.l, T, x, dy, o.y, o.dx, carry ? &s : NULL);
+  wf_free(x), wf_free(dy), wf_free(state), wf_free(dleft);
+  return o;
 }
 
-static inline void expect_equal(const char *a, void (*set_a)(layer *l, const layer *other), const char *b,
-                                void (*set_b)(layer *l, const layer *other)) {
+/* Gradients of parameters that both have, to `tolerance` of their size, or of 1e-3 of the largest where they
+ * are smaller by cancellation. */
+static inline void agree_common(const char *what, int64_t T, const layer *a, const layer *b,
+                                double tolerance) {
+  const double *da = a->dw;
+  double most = 0;
+  int common = 0;
+  for (int i = 0; i < a->params.n; da += a->params.param[i++]->numel)
+    most = fmax(most, sqrt(dot(a->params.param[i]->numel, da, da)));
+  da = a->dw;
+  for (int i = 0; i < a->params.n; da += a->params.param[i++]->numel) {
+    const char *name = a->params.param[i]->name;
+    int64_t n = numel(a, name);
+    const double *at = value(b, name);
+    if (!at || numel(b, name) != n) continue;
+    const double *db = b->dw + (at - b->w);
+    double off = 0, size = fmax(sqrt(dot(n, db, db)), 1e-3 * most);
+    for (int64_t k = 0; k < n; k++) off += (da[k] - db[k]) * (da[k] - db[k]);
+    ck_assert_msg(sqrt(off) <= tolerance * size, "%s, T %lld: gradient of %s: error %.2e of %.2e", what,
+                  (long long)T, name, sqrt(off), size);
+    common++;
+  }
+  ck_assert_int_gt(common, 0);
+}
+
+/* Outputs, gradients of x and of parameters that both have, and with `carry` first and final states. */
+static inline void expect_same(const char *a, void (*set_a)(layer *l, const layer *other), const char *b,
+                               void (*set_b)(layer *l, const layer *other), bool carry) {
   static const int64_t lengths[] = {1, 2, 63, 64, 65, 100, 1000};
   for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
     int64_t T = lengths[i];
-    layer la, lb;
-    double *ya, *dxa, *yb, *dxb;
-    outcome(a, set_a, NULL, &la, T, &ya, &dxa);
-    outcome(b, set_b, &la, &lb, T, &yb, &dxb);
-    agree(a, T, T * 8, ya, yb, 1e-12);
-    agree(a, T, T * 8, dxa, dxb, 1e-11);
-    wf_free(ya), wf_free(yb);
-    drop(&la), drop(&lb);
+    outcome x = outcome_of(a, set_a, NULL, T, carry), y = outcome_of(b, set_b, &x.l, T, carry);
+    agree(a, T, T * 8, x.y, y.y, 1e-12);
+    agree(a, T, T * 8, x.dx, y.dx, 1e-11);
+    agree_common(a, T, &x.l, &y.l, 1e-11);
+    if (carry) {
+      int64_t m = state_numel(&x.l);
+      ck_assert_int_eq(m, state_numel(&y.l));
+      agree(a, T, m, x.left, y.left, 1e-12);
+      agree(a, T, m, x.din, y.din, 1e-11);
+    }
+    wf_free(x.y), wf_free(y.y);
+    drop(&x.l), drop(&y.l);
   }
   ck_assert_int_eq(wf_mem_live(), 0);
+}
+static inline void expect_equal(const char *a, void (*set_a)(layer *l, const layer *other), const char *b,
+                                void (*set_b)(layer *l, const layer *other)) {
+  expect_same(a, set_a, b, set_b, false);
 }
 
 /* float32 against float64 at values that float32 holds, over 1000 tokens: the output to `limit`, gradients to
