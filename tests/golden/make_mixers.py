@@ -143,6 +143,8 @@ def gla():
     fla_golden("gla_conv", "gla heads=2 expand_k=1 expand_v=0.5 gate_norm=2 gate_rank=5 conv=true",
                lambda: f.GatedLinearAttention(hidden_size=D, num_heads=2, expand_k=1.0, expand_v=0.5, use_short_conv=True,
                                               gate_logit_normalizer=2, gate_low_rank_dim=5))
+    fla_golden("gla_groups", "gla heads=4 kv_heads=2 expand_k=1 use_gate=false",
+               lambda: f.GatedLinearAttention(hidden_size=D, num_heads=4, num_kv_heads=2, expand_k=1.0, use_output_gate=False))
 
 
 class BoundedHGRN2(torch.nn.Module):
@@ -380,6 +382,55 @@ def aaren():
 @mixer
 def base_conv():
     golden("base_conv", "base_conv conv_width=5", lambda: definitions.BaseConv(5))
+
+
+SHORT = (5, 30)
+
+
+@mixer
+def attention_sigmoid():
+    golden("attention_sigmoid", "attention heads=4 kv_heads=2 kind=sigmoid sigmoid_length=20",
+           lambda: definitions.SigmoidAttention(4, 2, 20))
+
+
+@mixer
+def attention_selective():
+    golden("attention_selective", "attention heads=4 kv_heads=2 temperature=both",
+           lambda: definitions.SelectiveAttention(4, 2))
+
+
+@mixer
+def attention_weighted():
+    for kind in ("head", "column", "row"):
+        golden(f"attention_weighted_{kind}", f"attention heads=4 kv_heads=2 kv_weights={kind}",
+               lambda: definitions.WeightedGQA(4, 2, kind), lengths=SHORT)
+
+
+@mixer
+def longnet():
+    golden("longnet", "longnet heads=4 segments=8,25,40 dilations=1,2,3",
+           lambda: definitions.LongNet(4, ((8, 1), (25, 2), (40, 3))))
+    golden("longnet_holes", "longnet heads=2 segments=7 dilations=3", lambda: definitions.LongNet(2, ((7, 3),)),
+           lengths=SHORT)
+
+
+@mixer
+def infini_attention():
+    for update in ("linear", "delta"):
+        golden(f"infini_attention_{update}", f"infini_attention heads=2 segment=12 update={update}",
+               lambda: definitions.InfiniAttention(2, 12, update == "delta"))
+
+
+@mixer
+def retnet_paper():
+    golden("retnet_paper", "retnet heads=2 norm=paper", lambda: definitions.PaperRetNet(2))
+
+
+@mixer
+def titans():
+    golden("titans_linear", "titans variant=lmm heads=2 memory=linear segment=16", lambda: definitions.TitansLMM(2, 16, ()))
+    golden("titans_deep", "titans variant=lmm heads=2 memory=deep expand=2 segment=12",
+           lambda: definitions.TitansLMM(2, 12, (16,)))
 
 
 # ---- LSTM and GRU, by torch ---------------------------------------------------------------------------------------
