@@ -113,11 +113,20 @@ static wf_status cpu_sync(wf_device *dev) {
   (void)dev;
   return WF_OK;
 }
+static wf_status cpu_host_alloc(wf_device *dev, const char *tag, size_t bytes, void **out) {
+  (void)dev;
+  WF_ALLOC(*out, tag, bytes);
+  return WF_OK;
+}
+static void cpu_host_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
+  (void)dev, (void)tag, (void)bytes;
+  wf_free(p);
+}
 static void cpu_close(wf_device *dev) {
   (void)dev;
 }
-static const wf_device_vtable cpu_vtable = {cpu_alloc, cpu_free, cpu_copy, cpu_copy,
-                                            cpu_zero,  cpu_sync, cpu_close};
+static const wf_device_vtable cpu_vtable = {cpu_alloc, cpu_free,       cpu_copy,      cpu_copy, cpu_zero,
+                                            cpu_sync,  cpu_host_alloc, cpu_host_free, cpu_close};
 
 static wf_isa best_isa(void) {
 #if defined(__x86_64__)
@@ -215,6 +224,12 @@ const char *wf_device_name(const wf_device *dev) {
 }
 void *wf_device_stream(const wf_device *dev) {
   return dev->stream;
+}
+wf_status wf_device_host_alloc(wf_device *dev, const char *tag, size_t bytes, void **out) {
+  return dev->v->host_alloc(dev, tag, bytes, out);
+}
+void wf_device_host_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
+  if (p) dev->v->host_free(dev, tag, p, bytes);
 }
 wf_status wf_device_write(wf_device *dev, void *dst, const void *src, size_t bytes) {
   return dev->v->write(dev, dst, src, bytes);

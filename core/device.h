@@ -40,6 +40,11 @@ wf_status wf_device_alloc(wf_device *dev, const char *tag, size_t bytes, void **
 void wf_device_free(wf_device *dev, const char *tag, void *p, size_t bytes);
 void wf_device_trim(wf_device *dev); /* give cached blocks back to the system */
 
+/* Host memory that copies to and from the device fastest: pinned for a GPU, ordinary for the CPU. Not cached.
+ */
+wf_status wf_device_host_alloc(wf_device *dev, const char *tag, size_t bytes, void **out);
+void wf_device_host_free(wf_device *dev, const char *tag, void *p, size_t bytes);
+
 /* Copies between host memory and the device; return when the host side may be reused or read. */
 wf_status wf_device_write(wf_device *dev, void *dst, const void *src, size_t bytes);
 wf_status wf_device_read(wf_device *dev, void *dst, const void *src, size_t bytes);

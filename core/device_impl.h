@@ -23,6 +23,8 @@ typedef struct wf_device_vtable {
   wf_status (*read)(wf_device *dev, void *dst, const void *src, size_t bytes);
   wf_status (*zero)(wf_device *dev, void *dst, size_t bytes);
   wf_status (*sync)(wf_device *dev);
+  wf_status (*host_alloc)(wf_device *dev, const char *tag, size_t bytes, void **out);
+  void (*host_free)(wf_device *dev, const char *tag, void *p, size_t bytes);
   void (*close)(wf_device *dev);
 } wf_device_vtable;
 

@@ -116,7 +116,7 @@ wf_status wf_tensor_zero(wf_tensor *t); /* any strides */
 /* One element, of any dtype, as a double. */
 wf_status wf_item(const wf_tensor *t, double *out);
 
-/* The address of element 0. For kernels and for core only: nothing above core calls it. */
+/* The address of element 0. For kernels, core and messages (dist/comm.c): nothing else calls it. */
 static inline void *wf_data(const wf_tensor *t) {
   return (char *)t->storage->data + (size_t)t->offset * wf_dtype_size(t->dtype);
 }

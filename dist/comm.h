@@ -2,19 +2,24 @@
  *
  * A communicator is a header and a table of operations (comm_impl.h) with three implementations:
  *
- *   self      one rank                                                          comm_self.c
+ *   self      one rank                                                           comm_threads.c
  *   threads   ranks that are threads of one process: the simulator of the tests  comm_threads.c
- *   MPI       ranks that are processes, where this build has it                 comm_mpi.c
+ *   MPI       ranks that are processes, where this build has it                  comm_mpi.c
  *
  * Every call is of all ranks of the group in the same order (collectives), or pairs up with the peer's in the
- * order of the calls between the two (send and recv). Tensors are contiguous and of any device; counts are
- * 64-bit. A call with a `pending` starts and returns; the tensors stay untouched (sources) or unread
- * (destinations) and alive until wf_comm_wait. With NULL it is done when it returns. Calls of zero elements
- * send nothing and are not counted.
+ * order of the calls between the two (send and recv). A send may wait until the receiver has started to
+ * receive, so two ranks that both send and then receive wait for ever: start one of the calls. Tensors are
+ * contiguous and of any device; counts are 64-bit. A call with a `pending` starts and returns; the tensors
+ * stay untouched (sources) or unread (destinations) and alive until wf_comm_wait. With NULL it is done when
+ * it returns. Calls of zero elements and collectives of a group of one send nothing and are not counted. A
+ * communicator is for one thread at a time.
  *
- * Results do not depend on timing: reductions are done in an order that follows from the ranks alone.
- * Errors: WF_EINVAL for ranks, shapes or types that do not fit (found on the rank that gives them);
- * WF_EDEVICE for a failure of the transport.
+ * Results do not depend on timing, and a reduction gives every rank the same bytes. Its order of additions is
+ * that of the ranks among threads; with MPI it follows from the size of the group, the number of elements,
+ * the type and whether the call has a pending. MAX and MIN are of numbers: what they make of a NaN is not
+ * said. Errors: WF_EINVAL for ranks, shapes or types that do not fit (found on the rank that gives them, or
+ * on the one that receives something else than it expects); WF_EDEVICE for a failure of the transport. After
+ * one the ranks no longer agree on what comes next: the job should end.
  */
 #ifndef WF_DIST_COMM_H
 #define WF_DIST_COMM_H
@@ -34,13 +39,16 @@ typedef enum wf_reduce { WF_REDUCE_SUM, WF_REDUCE_MAX, WF_REDUCE_MIN } wf_reduce
 wf_status wf_comm_self(wf_comm **out);
 /* out[n]: rank i is for thread i alone. Freed one by one, in any order and thread. */
 wf_status wf_comm_threads(int n, wf_comm **out);
-/* All processes that mpirun started. Initialises MPI at the first call of a process, and ends it when the
- * process exits. Errors: WF_EUNSUPPORTED with a hint where this build has no MPI. */
+/* All processes that mpirun started; to be used by the main thread only. Initialises MPI at the first call of
+ * a process. At exit MPI is ended if every communicator was freed; otherwise the rank has failed, and mpirun,
+ * which sees that it left without, ends the others. Errors: WF_EUNSUPPORTED with a hint where this build has
+ * no MPI. */
 wf_status wf_comm_mpi(wf_comm **out);
 /* True where the environment says that mpirun or srun started several of us; works in every build. */
 bool wf_comm_launched(int *ranks);
-/* Of all ranks of `c`: those of one colour form a group, ordered by `key`, then by rank. */
+/* Of all ranks of `c`: those of one colour (not below zero) form a group, ordered by `key`, then by rank. */
 wf_status wf_comm_split(wf_comm *c, int color, int key, wf_comm **out);
+/* With no call under way; before the devices of the tensors it moved are closed. */
 void wf_comm_free(wf_comm *c);
 
 int wf_comm_rank(const wf_comm *c);
@@ -63,7 +71,8 @@ wf_status wf_comm_reduce_scatter(wf_comm *c, const wf_tensor *x, const int64_t *
  */
 wf_status wf_comm_all_gather(wf_comm *c, const wf_tensor *x, const int64_t *counts, wf_tensor *out,
                              wf_pending **pending);
-/* Sends the i-th run of x, send[i] elements, to rank i; out receives recv[i] elements of each. */
+/* Sends the i-th run of x, send[i] elements, to rank i; out receives recv[i] elements of each. MPI sees
+ * messages, none for a run of zero elements. */
 wf_status wf_comm_all_to_all(wf_comm *c, const wf_tensor *x, const int64_t *send, wf_tensor *out,
                              const int64_t *recv, wf_pending **pending);
 wf_status wf_comm_barrier(wf_comm *c);
@@ -71,7 +80,7 @@ wf_status wf_comm_barrier(wf_comm *c);
 /* ---- under way ---- */
 /* Done, successful or not: *pending is NULL afterwards. NULL is done. */
 wf_status wf_comm_wait(wf_pending **pending);
-/* Let calls under way progress; cheap; to be called between parts of long computations. */
+/* Let calls of `c` under way progress; cheap; to be called between parts of long computations. */
 void wf_comm_poke(wf_comm *c);
 
 /* ---- counts of this rank since the communicator was made ---- */
@@ -85,7 +94,7 @@ wf_comm_counts wf_comm_count(const wf_comm *c);
 /* ---- the end ---- */
 /* Ends every rank of the job at once, with this exit code: for a rank that has failed alone. Does not return.
  */
-_Noreturn void wf_comm_abort(wf_comm *c, int code);
+__attribute__((noreturn)) void wf_comm_abort(wf_comm *c, int code);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,49 @@
+/* ranks: runs a test body on several ranks.
+ *
+ *     static void body(wf_comm *c, void *arg) {
+ *       WF_RANK_OK(wf_comm_barrier(c));
+ *       WF_RANK_ASSERT(wf_comm_size(c) == 3, "size %d", wf_comm_size(c));
+ *     }
+ *     START_TEST(threes) { wf_ranks_run(3, body, NULL); } END_TEST
+ *     WF_RANKS_MAIN(suite)
+ *
+ * The ranks are threads of this process, each with one OpenMP thread; under mpirun they are the processes,
+ * and runs of another size than mpirun's are left out (a program in which none fits fails). `arg` is shared
+ * by the threads: a body only reads it, or writes at its rank.
+ *
+ * A body must not use ck_assert: Check leaves a failed test by a longjmp when it does not fork, which may not
+ * cross threads, and other ranks would wait for this one. WF_RANK_ASSERT and WF_RANK_OK end the rank; the
+ * ranks that wait for it fail too, and wf_ranks_run fails the test in the main thread with the first message
+ * (under mpirun: prints it and ends the job). A rank that has failed frees nothing.
+ */
+#ifndef WF_TESTS_DIST_RANKS_H
+#define WF_TESTS_DIST_RANKS_H
+
+#include "dist/comm.h"
+#include "tests/check_main.h"
+
+void wf_ranks_run(int n, void (*body)(wf_comm *c, void *arg), void *arg);
+
+/* The ranks of mpirun, or 0 where ranks are threads. */
+int wf_ranks_launched(void);
+
+_Noreturn void wf_rank_fail(const char *file, int line, const char *fmt, ...) WF_PRINTF(3, 4);
+
+#define WF_RANK_ASSERT(condition, ...)                               \
+  do {                                                               \
+    if (!(condition)) wf_rank_fail(__FILE__, __LINE__, __VA_ARGS__); \
+  } while (0)
+#define WF_RANK_OK(expr)                                                                        \
+  do {                                                                                          \
+    const wf_status wf_rank_ = (expr);                                                          \
+    if (wf_rank_ != WF_OK)                                                                      \
+      wf_rank_fail(__FILE__, __LINE__, "%s: %s", wf_status_name(wf_rank_), wf_error_message()); \
+  } while (0)
+
+int wf_ranks_main(Suite *(*make)(void));
+#define WF_RANKS_MAIN(suite_fn)     \
+  int main(void) {                  \
+    return wf_ranks_main(suite_fn); \
+  }
+
+#endif
