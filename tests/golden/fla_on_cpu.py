@@ -20,13 +20,16 @@ from fla.ops.linear_attn.naive import naive_recurrent_linear_attn
 from fla.ops.retention.naive import naive_retention
 from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
 
+from golden_mixer import BEFORE
+
 # ---- modules -----------------------------------------------------------------------------------------------------
 
 
-def short_convolution(self, x, **_):
-    y = F.conv1d(x.transpose(1, 2), self.weight, self.bias, padding=self.kernel_size[0] - 1, groups=x.shape[-1])
-    y = y[..., :x.shape[1]].transpose(1, 2)
-    return (F.silu(y) if self.activation else y), None
+def short_convolution(self, x, cache=None, **_):
+    width = self.kernel_size[0]
+    seen = F.pad(x.transpose(1, 2), (width, 0)) if cache is None else torch.cat([cache, x.transpose(1, 2)], dim=-1)
+    y = F.conv1d(seen[..., 1:], self.weight, self.bias, groups=x.shape[-1]).transpose(1, 2)
+    return (F.silu(y) if self.activation else y), seen[..., -width:]
 
 
 def rms_norm_gated(self, x, g):
@@ -34,9 +37,10 @@ def rms_norm_gated(self, x, g):
     return rms_norm_ref(x, self.weight, None, eps=self.eps) * gate
 
 
-def rotary(self, q, k, **_):
-    self._update_cos_sin_cache(q.shape[1], device=q.device, dtype=q.dtype)
-    cos, sin = self._cos_cached[:q.shape[1]], self._sin_cached[:q.shape[1]]
+def rotary(self, q, k, seqlen_offset=0, **_):
+    end = seqlen_offset + q.shape[1]
+    self._update_cos_sin_cache(end, device=q.device, dtype=q.dtype)
+    cos, sin = self._cos_cached[seqlen_offset:end], self._sin_cached[seqlen_offset:end]
     return rotary_embedding_ref(q, cos, sin, self.interleaved), rotary_embedding_ref(k, cos, sin, self.interleaved)
 
 
@@ -62,12 +66,28 @@ def unit(x):
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
-def gla_op(q, k, v, gk=None, g=None, **_):
-    return naive_recurrent_gla(q, k, v, g if gk is None else gk)
+def stateful(f):
+    """f with K x V states, called with what layers say of states: theirs may be V x K."""
+    def call(*args, initial_state=None, output_final_state=False, state_v_first=False, **more):
+        turned = (lambda s: s if s is None else s.transpose(-1, -2)) if state_v_first else (lambda s: s)
+        o, left = f(*args, initial_state=turned(initial_state), output_final_state=output_final_state, **more)
+        return o, turned(left)
+    return call
 
 
-def retention(q, k, v, **_):
-    return heads_first(naive_retention)(q, k, v).transpose(1, 2), None
+def gla_op(q, k, v, gk=None, g=None, initial_state=None, output_final_state=False, **_):
+    return naive_recurrent_gla(q, k, v, g if gk is None else gk, initial_state, output_final_state)
+
+
+def simple_gla_op(q, k, v, g, initial_state=None, output_final_state=False, **_):
+    return naive_recurrent_simple_gla(q, k, v, g, initial_state=initial_state, output_final_state=output_final_state)
+
+
+def retention(q, k, v, initial_state=None, **_):
+    if initial_state is None:
+        return heads_first(naive_retention)(q, k, v).transpose(1, 2), None
+    decay = torch.log1p(-2.0 ** (-5 - torch.arange(q.shape[2])))
+    return naive_recurrent_simple_gla(q, k, v, decay.expand(q.shape[:3]), initial_state=initial_state)
 
 
 def delta_rule(q, k, v, beta, use_qk_l2norm_in_kernel, **_):
@@ -80,30 +100,69 @@ def repeated(q, k, v):
     return (t.repeat_interleave(v.shape[2] // t.shape[2], dim=2) for t in (q, k))
 
 
-def gated_delta_rule(q, k, v, g, beta, A_log, dt_bias, allow_neg_eigval, **_):
+def gated_delta_rule(q, k, v, g, beta, A_log, dt_bias, allow_neg_eigval, initial_state=None, output_final_state=False, **_):
     q, k = repeated(unit(q), unit(k), v)
     beta = beta.sigmoid() * (2 if allow_neg_eigval else 1)
-    return naive_recurrent_gated_delta_rule(q, k, v, beta, naive_gdn_gate(g, A_log, dt_bias))
+    return naive_recurrent_gated_delta_rule(q, k, v, beta, naive_gdn_gate(g, A_log, dt_bias), initial_state=initial_state,
+                                            output_final_state=output_final_state)
 
 
-def kda_op(q, k, v, g, beta, A_log, dt_bias, allow_neg_eigval, **_):
+def kda_op(q, k, v, g, beta, A_log, dt_bias, allow_neg_eigval, initial_state=None, output_final_state=False, **_):
     beta = beta.sigmoid() * (2 if allow_neg_eigval else 1)
-    return naive_recurrent_kda(unit(q), unit(k), v, naive_kda_gate(g, A_log, dt_bias), beta)
+    return naive_recurrent_kda(unit(q), unit(k), v, naive_kda_gate(g, A_log, dt_bias), beta, initial_state=initial_state,
+                               output_final_state=output_final_state)
 
 
 def linear_attention(q, k, v, normalize, **_):
     return naive_recurrent_linear_attn(q, k, v, normalize=normalize)
 
 
-simple_gla.chunk_simple_gla = simple_gla.fused_recurrent_simple_gla = lambda q, k, v, g, **_: naive_recurrent_simple_gla(q, k, v, g)
-gla.chunk_gla = gla.fused_recurrent_gla = hgrn2.chunk_gla = hgrn2.fused_recurrent_gla = gla_op
+simple_gla.chunk_simple_gla = simple_gla.fused_recurrent_simple_gla = stateful(simple_gla_op)
+gla.chunk_gla = gla.fused_recurrent_gla = hgrn2.chunk_gla = hgrn2.fused_recurrent_gla = stateful(gla_op)
 hgrn2.swish = F.silu
 hgrn2.rms_norm_linear = lambda x, w, b, ow, ob: F.linear(rms_norm_ref(x, w, b, eps=1e-5), ow, ob)
 multiscale_retention.chunk_retention = multiscale_retention.fused_recurrent_retention = retention
 delta_net.chunk_delta_rule = delta_net.fused_recurrent_delta_rule = delta_rule
-gated_deltanet.chunk_gated_delta_rule = gated_deltanet.fused_recurrent_gated_delta_rule = gated_delta_rule
+gated_deltanet.chunk_gated_delta_rule = gated_deltanet.fused_recurrent_gated_delta_rule = stateful(gated_delta_rule)
 gated_deltanet.GatedDeltaNet._use_fused_qkv_conv = lambda *_, **__: False
-kda.chunk_kda = kda.fused_recurrent_kda = kda_op
+kda.chunk_kda = kda.fused_recurrent_kda = stateful(kda_op)
 linear_attn.chunk_linear_attn = linear_attn.fused_recurrent_linear_attn = linear_attention
 linear_attn.elu_p1 = lambda x: F.elu(x) + 1
 forgetting_attn.parallel_forgetting_attn = lambda q, k, v, g, **_: naive_forgetting_attn(q, k, v, g)
+
+# ---- states ------------------------------------------------------------------------------------------------------
+
+
+class Carried:
+    """The cache of one layer, in their layouts, from and to a state in Weft's names and layouts."""
+
+    def __init__(self, state, v_first):
+        self.turned = (lambda s: s.transpose(-1, -2)) if v_first else (lambda s: s)
+        self.layer = {"recurrent_state": self.turned(state["s"][None]), "conv_state": None}
+        if "q_conv" in state:  # their cache has one token more, which is not read
+            self.layer["conv_state"] = tuple(F.pad(state[f"{n}_conv"].T[None], (1, 0)) for n in "qkv")
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return self.layer
+
+    def get_seq_length(self, i):
+        return BEFORE
+
+    def update(self, recurrent_state, conv_state, **_):
+        self.layer = {"recurrent_state": recurrent_state, "conv_state": conv_state}
+
+    def state(self):
+        left = {"s": self.turned(self.layer["recurrent_state"])[0]}
+        for n, window in zip("qkv", self.layer["conv_state"] or ()):
+            left[f"{n}_conv"] = window[0, :, 1:].T
+        return left
+
+
+def call_with_state(v_first=True):
+    def call(layer, x, state):
+        cache = Carried(state, v_first)
+        return layer(x, past_key_values=cache, use_cache=True)[0], cache.state()
+    return call

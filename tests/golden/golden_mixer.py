@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mixers")
 D, LENGTHS = 16, (5, 67)  # two sequences; the second one crosses the border of a chunk of 64
+BEFORE = 7  # tokens before those of sequences that go on from a state
 
 
 class Double(TorchFunctionMode):
@@ -63,14 +64,23 @@ def one_to_one(name, value, is_gradient):
     return {weft_name(name): value}
 
 
-def run(module, call, xs, dys):
-    """Outputs and gradients of sum <dy, y> over the sequences, each alone."""
+def run(module, call, xs, dys, states=None, dlefts=None):
+    """Outputs and gradients of sum <dy, y> over the sequences, each alone; with states that of sum <dleft, left> too,
+    the states they left, and the gradients of those they began with."""
     module.zero_grad(set_to_none=True)
     xs = [x.clone().requires_grad_(True) for x in xs]
-    ys = [call(module, x[None])[0] for x in xs]
-    sum((y * dy).sum() for y, dy in zip(ys, dys)).backward()
+    lefts, dstates = [], []
+    if states:
+        states = [{k: t.clone().requires_grad_(True) for k, t in s.items()} for s in states]
+        ys, lefts = zip(*((y[0], left) for y, left in (call(module, x[None], s) for x, s in zip(xs, states))))
+    else:
+        ys = [call(module, x[None])[0] for x in xs]
+    ends = [(left[k] * dleft[k]).sum() for left, dleft in zip(lefts, dlefts or ()) for k in dleft]
+    (sum((y * dy).sum() for y, dy in zip(ys, dys)) + sum(ends)).backward()
     grads = {n: p.grad for n, p in module.named_parameters()}
-    return torch.cat([y.detach() for y in ys]), torch.cat([x.grad for x in xs]), grads
+    if states:
+        dstates = [{k: torch.zeros_like(t) if t.grad is None else t.grad for k, t in s.items()} for s in states]
+    return torch.cat([y.detach() for y in ys]), torch.cat([x.grad for x in xs]), grads, lefts, dstates
 
 
 def sort_metadata(path):
@@ -110,9 +120,12 @@ def watch_terms(module, names):
 
 
 def golden(name, mixer, make, call=lambda module, x: module(x), parts=one_to_one, keep=(), d=D, lengths=LENGTHS,
-           layer=0, layers=1, eps=1e-5, prepare=None, unused=(), cancelling=()):
+           layer=0, layers=1, eps=1e-5, prepare=None, unused=(), cancelling=(), state=None, constant=(), first=None):
     """mixer: name and options as Weft's tests write them. make(): the reference's module. parts(name, value,
-    is_gradient): what a parameter of theirs, or its gradient, is in Weft's names. `cancelling`: see watch_terms."""
+    is_gradient): what a parameter of theirs, or its gradient, is in Weft's names. `cancelling`: see watch_terms.
+    state: shapes of the state's slots in Weft's names; then each sequence goes on after BEFORE tokens from such a state,
+    which first(state) may change, and call(module, x, state) returns y and the state after it. Of `constant`, (slot,
+    index) each, no gradient is taken or given."""
     torch.manual_seed(zlib.crc32(name.encode()))
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -124,7 +137,16 @@ def golden(name, mixer, make, call=lambda module, x: module(x), parts=one_to_one
                 prepare(module)
         terms = watch_terms(module, cancelling)
         xs, dys = ([normal(t, d) for t in lengths] for _ in range(2))
-        y, dx, grads = run(module, call, xs, dys)
+        states, dlefts = ([{k: normal(*s) for k, s in (state or {}).items()} for _ in lengths] for _ in range(2))
+        for s in states if first else ():
+            first(s)
+        for slot, at in constant:
+            for dleft in dlefts:
+                dleft[slot][at] = 0
+        y, dx, grads, lefts, dstates = run(module, call, xs, dys, state and states, dlefts)
+        for slot, at in constant:
+            for dstate in dstates:
+                dstate[slot][at] = 0
     for n, p in module.named_parameters():
         assert (grads[n] is None) == (n in unused), f"{n}: gradient {grads[n]}"
         if n in unused:
@@ -138,9 +160,14 @@ def golden(name, mixer, make, call=lambda module, x: module(x), parts=one_to_one
             for ours, part in parts(n, value, prefix == "grad.").items():
                 assert prefix + ours not in tensors, f"{ours} twice"
                 tensors[prefix + ours] = part
+    for slot in state or ():
+        for what, each in (("state", states), ("dleft", dlefts), ("left", lefts), ("dstate", dstates)):
+            tensors[f"{what}.{slot}"] = torch.stack([s[slot].detach() for s in each])
     assert all(t.dtype == torch.float64 for t in tensors.values()), "something ran in float32"
     metadata = {"mixer": mixer, "d_model": str(d), "layer": str(layer), "layers": str(layers),
                 "norm_eps": repr(eps), "rows": ",".join(map(str, lengths))}
+    if state:
+        metadata["before"] = str(BEFORE)
     for n in cancelling:
         metadata |= {"terms." + ours: repr(part.norm().item()) for ours, part in parts(n, terms[n], True).items()}
     path = os.path.join(OUT, name + ".safetensors")

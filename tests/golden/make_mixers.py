@@ -18,6 +18,7 @@ import golden_mixer
 from golden_mixer import D, LENGTHS, golden, weft_name
 
 MIXERS = {}
+SHORT, WITH_STATE = (5, 30), (1, 40)  # lengths
 
 
 def mixer(f):
@@ -120,6 +121,17 @@ def fla_golden(name, options, make, **more):
     golden(name, options, make, **more)
 
 
+def fla_state(heads, k, v, convolved=True):
+    """Slots of a layer of q, k, v with short convolutions of 4 tokens."""
+    wide = {"q_conv": heads * k, "k_conv": heads * k, "v_conv": heads * v} if convolved else {}
+    return {"s": (heads, k, v), **{name: (3, d) for name, d in wide.items()}}
+
+
+def fla_state_golden(name, options, make, state, v_first=True, **more):
+    import fla_on_cpu
+    golden(name, options, make, fla_on_cpu.call_with_state(v_first), state=state, lengths=WITH_STATE, **more)
+
+
 @mixer
 def simple_gla():
     import fla.layers.simple_gla as f
@@ -128,12 +140,16 @@ def simple_gla():
     fla_golden("simple_gla_plain", "simple_gla heads=2 expand_k=0.5 expand_v=2 gate_norm=4 conv=false",
                lambda: f.SimpleGatedLinearAttention(hidden_size=D, num_heads=2, expand_k=0.5, expand_v=2.0,
                                                     gate_logit_normalizer=4, use_short_conv=False))
+    fla_state_golden("simple_gla_state", "simple_gla heads=2", state=fla_state(2, 8, 8),
+                     make=lambda: f.SimpleGatedLinearAttention(hidden_size=D, num_heads=2, layer_idx=0))
 
 
 @mixer
 def retnet():
     import fla.layers.multiscale_retention as f
     fla_golden("retnet", "retnet heads=2", lambda: f.MultiScaleRetention(hidden_size=D, num_heads=2))
+    fla_state_golden("retnet_state", "retnet heads=2", state=fla_state(2, 8, 16, False), v_first=False,
+                     make=lambda: f.MultiScaleRetention(hidden_size=D, num_heads=2, layer_idx=0))
 
 
 @mixer
@@ -145,6 +161,8 @@ def gla():
                                               gate_logit_normalizer=2, gate_low_rank_dim=5))
     fla_golden("gla_groups", "gla heads=4 kv_heads=2 expand_k=1 use_gate=false",
                lambda: f.GatedLinearAttention(hidden_size=D, num_heads=4, num_kv_heads=2, expand_k=1.0, use_output_gate=False))
+    fla_state_golden("gla_state", "gla heads=2", state=fla_state(2, 4, 8, False),
+                     make=lambda: f.GatedLinearAttention(hidden_size=D, num_heads=2, layer_idx=0))
 
 
 class BoundedHGRN2(torch.nn.Module):
@@ -194,6 +212,8 @@ def gated_deltanet():
                make=lambda: f.GatedDeltaNet(hidden_size=D, num_heads=2, head_dim=6))
     fla_golden("gated_deltanet_grouped", "gated_deltanet heads=2 v_heads=4 head_dim=4 expand_v=1", keep=GATE,
                make=lambda: f.GatedDeltaNet(hidden_size=D, num_heads=2, num_v_heads=4, head_dim=4, expand_v=1))
+    fla_state_golden("gated_deltanet_state", "gated_deltanet heads=2 head_dim=4", state=fla_state(2, 4, 8), keep=GATE,
+                     make=lambda: f.GatedDeltaNet(hidden_size=D, num_heads=2, head_dim=4, layer_idx=0))
 
 
 @mixer
@@ -201,6 +221,8 @@ def kda():
     import fla.layers.kda as f
     fla_golden("kda", "kda heads=2 head_dim=6", keep=GATE,
                make=lambda: f.KimiDeltaAttention(hidden_size=D, num_heads=2, head_dim=6))
+    fla_state_golden("kda_state", "kda heads=2 head_dim=4", state=fla_state(2, 4, 4), keep=GATE,
+                     make=lambda: f.KimiDeltaAttention(hidden_size=D, num_heads=2, head_dim=4, layer_idx=0))
 
 
 @mixer
@@ -240,12 +262,59 @@ def lightning():
 # ---- Mamba, by transformers --------------------------------------------------------------------------------------
 
 
+class MambaState(TorchFunctionMode):
+    """The cache of one layer, from and to a state in Weft's names and layouts. What the layer would copy into it, over
+    numbers that the backward needs, takes its place instead."""
+
+    def __init__(self, state, name, turned):
+        super().__init__()
+        self.name, self.turned = name, (lambda s: s.transpose(-1, -2)) if turned else (lambda s: s)
+        self.window, self.recurrent = state["conv"].T[None], self.turned(state[name])[None]
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.copy_:
+            self.recurrent = args[1]
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+    def get_conv_state(self, *_, **__):
+        return self.window
+
+    def get_recurrent_state(self, *_, **__):
+        return self.recurrent
+
+    def is_recording_past(self, *_):
+        return True  # the window comes from update_conv_state, for single tokens too
+
+    def update_conv_state(self, x, *_, **__):
+        seen = torch.cat([self.window, x], dim=-1)
+        self.window = seen[..., -self.window.shape[-1]:]
+        return seen
+
+    def update_recurrent_state(self, state, *_, **__):
+        self.recurrent = state
+
+    def state(self):
+        return {"conv": self.window[0].T, self.name: self.turned(self.recurrent[0])}
+
+
+def mamba_call(name, turned, at_once):
+    def call(module, x, state):
+        cache = MambaState(state, name, turned)
+        with cache:
+            parts = (x,) if at_once else x.split(1, dim=1)
+            return torch.cat([module(part, cache=cache) for part in parts], dim=1), cache.state()
+    return call
+
+
 @mixer
 def mamba():
     """REFERENCES: a folder with mamba_ssm/ops/selective_scan_interface.py of state-spaces/mamba."""
     from transformers.models.mamba import modeling_mamba as hf
     keep = ("A_log", "D", "dt_proj.bias")
     golden("mamba", "mamba state=5", lambda: hf.MambaMixer(hf.MambaConfig(hidden_size=D, state_size=5), 0).eval(), keep=keep)
+    golden("mamba_state", "mamba state=5", lambda: hf.MambaMixer(hf.MambaConfig(hidden_size=D, state_size=5), 0).eval(),
+           mamba_call("h", False, False), keep=keep, lengths=WITH_STATE, state={"conv": (3, 2 * D), "h": (2 * D, 5)})
     own, scan = hf.mamba_selective_scan, selective_scan_of_mamba_ssm()
     hf.mamba_selective_scan = scan
     config = hf.MambaConfig(hidden_size=D, state_size=7, time_step_rank=3, conv_kernel=3)
@@ -283,17 +352,23 @@ def mamba2():
            lambda: hf.Mamba2Mixer(hf.Mamba2Config(**sizes, n_groups=1), 0).eval(), keep=keep)
     golden("mamba2_groups", "mamba2 head_dim=8 state=6 groups=2 dt_limit_low=0.4 dt_limit_high=0.9",
            lambda: hf.Mamba2Mixer(hf.Mamba2Config(**sizes, n_groups=2, time_step_limit=(0.4, 0.9)), 0).eval(), keep=keep)
+    golden("mamba2_state", "mamba2 head_dim=8 state=6",
+           lambda: hf.Mamba2Mixer(hf.Mamba2Config(**sizes, n_groups=1), 0).eval(), mamba_call("s", True, True), keep=keep,
+           lengths=WITH_STATE, state={"conv": (3, 2 * D + 12), "s": (4, 6, 8)})
 
 
 # ---- xLSTM, by the xlstm package ---------------------------------------------------------------------------------
 
 
 class Constant(TorchFunctionMode):
-    """The stabiliser m, a row's maximum, is a constant in Weft's backward: h depends on it by eps = 1e-6 alone."""
+    """The stabiliser m, a row's maximum, is a constant in Weft's backward: h depends on it by eps = 1e-6 alone. With it
+    the least of a gate and 1 passes gradients on: only rounding could bring a gate above 1."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        return (out[0].detach(), out[1]) if func is torch.max and kwargs else out
+        if func is torch.max:
+            return (out[0].detach(), out[1]) if kwargs else out.detach()
+        return args[0] + (out - args[0]).detach() if func is torch.minimum else out
 
 
 def xlstm_name(name):
@@ -342,6 +417,19 @@ def mlstm_large():
 
     golden("mlstm_large", "mlstm heads=2 form=large", make, call, keep=("gate_preact.bias",), eps=1e-6,
            parts=lambda n, t, _: {xlstm_name(n): t}, cancelling=("igate_preact.bias",))
+    golden("mlstm_large_state", "mlstm heads=2 form=large", make, call_mlstm_with_state, keep=("gate_preact.bias",),
+           eps=1e-6, parts=lambda n, t, _: {xlstm_name(n): t}, lengths=WITH_STATE,
+           state={"m": (2,), "s": (2, 4, 9)}, constant=(("m", slice(None)),))
+
+
+def call_mlstm_with_state(layer, x, state):
+    """The package's recurrence in place of its backend, whose other forms take no state."""
+    from mlstm_kernels.torch.recurrent.native_sequence import mlstm_recurrent_sequence__native_fw as recurrence
+    layer.mlstm_backend.forward = lambda **inputs: recurrence(**inputs, return_last_states=True)
+    begun = state["s"][None, ..., :-1], state["s"][None, ..., -1], state["m"][None, :, None]
+    with Constant():
+        y, (c, n, m) = layer(x, begun)
+    return y, {"s": torch.cat([c, n[..., None]], dim=-1)[0], "m": m[0, :, 0]}
 
 
 @mixer
@@ -359,6 +447,17 @@ def slstm():
     golden("slstm", "slstm heads=2", lambda: sLSTMLayer(sLSTMLayerConfig(**config)), parts=parts)
     golden("slstm_plain", "slstm heads=2 conv_width=0",
            lambda: sLSTMLayer(sLSTMLayerConfig(**config, conv1d_kernel_size=0)), parts=parts)
+
+    def call(layer, x, state):
+        with Constant():
+            y, left = layer(x, state["conv"][None], state["s"].reshape(4, 1, D), return_last_state=True)
+        return y, {"conv": left["conv_state"][0], "s": left["slstm_state"].reshape(4, 2, D // 2)}
+
+    def first(state):  # n is a sum of weights
+        state["s"][2] = state["s"][2].abs() + 0.5
+
+    golden("slstm_state", "slstm heads=2", lambda: sLSTMLayer(sLSTMLayerConfig(**config)), call, parts=parts,
+           lengths=WITH_STATE, state={"conv": (3, D), "s": (4, 2, D // 2)}, constant=(("s", 3),), first=first)
 
 
 # ---- by definition -----------------------------------------------------------------------------------------------
@@ -382,9 +481,6 @@ def aaren():
 @mixer
 def base_conv():
     golden("base_conv", "base_conv conv_width=5", lambda: definitions.BaseConv(5))
-
-
-SHORT = (5, 30)
 
 
 @mixer

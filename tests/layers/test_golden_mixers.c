@@ -1,6 +1,7 @@
-/* Every mixer alone against its public reference implementation: output and all gradients, in float32 and in
- * float64. A file of tests/golden/mixers is one run of one mixer (tests/golden/README.md); one whose mixer
- * does not exist fails. */
+/* Every mixer alone against its public reference implementation: output and all gradients, in some files with
+ * the state that the sequences go on from and the one they leave, in float32 and in float64. A file of
+ * tests/golden/mixers is one run of one mixer (tests/golden/README.md); one whose mixer does not exist fails.
+ */
 #include "tests/layers/contract.h"
 #include "core/memory.h"
 #include "core/safetensors.h"
@@ -14,7 +15,7 @@
 #define OK(expr) ck_assert_msg((expr) == WF_OK, "%s: %s\n%s", #expr, wf_error_message(), wf_error_trace())
 #define FOLDER   WEFT_SOURCE_DIR "/tests/golden/mixers/"
 
-enum { MAX_FILES = 128, MAX_ROWS = 8 };
+enum { MAX_FILES = 128, MAX_ROWS = 8, MAX_SLOTS = 8 };
 static char *files[MAX_FILES];
 static int n_files;
 
@@ -25,7 +26,9 @@ typedef struct golden {
   const wf_layer_type *type;
   void *self;
   wf_params params;
-  wf_state_spec state;
+  wf_state_spec spec;
+  wf_state *state; /* NULL: sequences are fresh and leave nothing */
+  wf_leaf dstate[MAX_SLOTS];
   wf_rows *rows;
   wf_tensor *x, *dy, *y;
   wf_leaf dx;
@@ -73,7 +76,7 @@ static void make_layer(golden *g, wf_dtype dtype) {
   void *options;
   g->type = wf_trial_parse(WF_LAYER_MIXER, said(g, "mixer"), &options);
   wf_build b = {.params = &g->params,
-                .state = &g->state,
+                .state = &g->spec,
                 .prefix = "",
                 .d_model = (int64_t)number(g, "d_model"),
                 .layer = (int)number(g, "layer"),
@@ -112,25 +115,49 @@ static void load_parameters(golden *g, wf_dtype dtype) {
 
 static void make_rows(golden *g) {
   wf_row row[MAX_ROWS] = {0};
-  int64_t n = 0, at = 0;
+  const char *before = wf_st_metadata(g->st, "before"); /* with states: tokens that the documents had */
+  int64_t n = 0, at = 0, pos = before ? strtoll(before, NULL, 10) : 0;
   for (const char *text = said(g, "rows"); *text; n++) {
     char *end;
     ck_assert_int_lt(n, MAX_ROWS);
-    row[n] = (wf_row){.begin = at, .len = strtoll(text, &end, 10), .lane = n, .seq = n};
+    row[n] =
+        (wf_row){.begin = at, .len = strtoll(text, &end, 10), .lane = n, .seq = n, .pos = pos, .place = pos};
+    if (before) row[n].flags = WF_ROW_TAKES | WF_ROW_LEAVES;
     at += row[n].len;
     text = *end ? end + 1 : end;
   }
   OK(wf_rows_create(g->c, n, row, n, &g->rows));
 }
 
+/* "<what>.<slot>" in the shape of the slot's tensor. */
+static wf_tensor *slot_tensor(const golden *g, const char *what, int slot) {
+  char name[256];
+  const wf_tensor *like = g->state->in[slot];
+  snprintf(name, sizeof name, "%s%s", what, g->spec.slot[slot].name); /* ".s" */
+  return wf_reshape(g->c, tensor(g, like->dtype, name, 1, wf_numel(like)), like->ndim, like->shape);
+}
+
+static void make_state(golden *g, wf_dtype dtype, wf_tape *tape) {
+  if (!wf_st_metadata(g->st, "before")) return;
+  ck_assert_int_le(g->spec.n, MAX_SLOTS);
+  OK(wf_state_create(g->c, &g->spec, dtype, g->rows->n, 0, true, &g->state));
+  for (int i = 0; i < g->spec.n; i++) {
+    wf_tensor *in = g->state->in[i], *from = slot_tensor(g, "state", i);
+    OK(wf_op_run(g->c, &wf_op_copy, 1, &from, NULL, 1, &in, 0));
+    g->dstate[i].grad = wf_zeros(g->c, "test", in->dtype, in->ndim, in->shape);
+    OK(wf_tape_watch(tape, in, &g->dstate[i]));
+  }
+}
+
 static void run_layer(golden *g, wf_dtype dtype) {
   wf_tape *tape;
-  wf_run run = {.c = g->c, .rows = g->rows};
   int64_t n = g->rows->n_tokens, d = (int64_t)number(g, "d_model");
   g->x = tensor(g, dtype, "x", n, d);
   g->dy = tensor(g, dtype, "dy", n, d);
   g->dx.grad = wf_zeros(g->c, "test", dtype, WF_SHAPE(n, d));
   OK(wf_tape_create(g->c, &tape));
+  make_state(g, dtype, tape);
+  wf_run run = {.c = g->c, .rows = g->rows, .state = g->state};
   wf_params_reset(&g->params);
   wf_params_hold(&g->params);
   OK(wf_params_watch(&g->params, tape));
@@ -139,7 +166,13 @@ static void run_layer(golden *g, wf_dtype dtype) {
   g->y = g->type->forward(&run, g->self, g->x);
   wf_tape_pause(tape);
   OK(wf_ctx_check(g->c));
-  OK(wf_backward(tape, 1, &g->y, &g->dy));
+  wf_tensor *root[1 + MAX_SLOTS] = {g->y}, *cotangent[1 + MAX_SLOTS] = {g->dy};
+  int roots = 1;
+  for (int i = 0; g->state && i < g->spec.n; i++) {
+    root[roots] = g->state->out[i];
+    cotangent[roots++] = slot_tensor(g, "dleft", i);
+  }
+  OK(wf_backward(tape, roots, root, cotangent));
   wf_params_release(&g->params);
   OK(wf_params_finish(&g->params));
   wf_tape_free(tape);
@@ -199,6 +232,12 @@ static void compare_all(golden *g) {
     snprintf(name, sizeof name, "grad.%s", g->params.param[i]->name);
     compare(g, g->params.param[i]->leaf.grad, name);
   }
+  for (int i = 0; g->state && i < g->spec.n; i++) {
+    snprintf(name, sizeof name, "left%s", g->spec.slot[i].name);
+    compare(g, g->state->out[i], name);
+    snprintf(name, sizeof name, "dstate%s", g->spec.slot[i].name);
+    compare(g, g->dstate[i].grad, name);
+  }
 }
 
 static void check_file(const char *file, wf_dtype dtype) {
@@ -219,7 +258,8 @@ static void check_file(const char *file, wf_dtype dtype) {
   wf_free(g.self);
   wf_rows_free(g.rows);
   wf_params_free(&g.params);
-  wf_state_spec_free(&g.state);
+  wf_state_free(g.state);
+  wf_state_spec_free(&g.spec);
   wf_ctx_free(g.c);
   wf_device_close(g.dev);
   wf_st_close(g.st);
