@@ -95,6 +95,35 @@ void wf_rows_free(wf_rows *r) {
   wf_free(r);
 }
 
+int64_t wf_row_cut(const wf_row *r, int64_t begin, int64_t end, wf_row *out) {
+  int64_t from = begin > r->place ? begin - r->place : 0,
+          to = end - r->place < r->len ? end - r->place : r->len;
+  if (from >= to) return -1;
+  *out = *r;
+  if (from > 0) out->flags |= WF_ROW_TAKES;
+  if (to < r->len) out->flags |= WF_ROW_LEAVES;
+  out->pos += from;
+  out->place += from;
+  out->len = to - from;
+  return from;
+}
+
+wf_status wf_row_extent(int64_t n, const wf_row *row, int64_t n_lanes, int64_t *start, int64_t *longest) {
+  *longest = 0;
+  for (int64_t i = 0; i < n_lanes; i++) start[i] = INT64_MAX;
+  for (int64_t i = 0; i < n; i++) {
+    if (row[i].lane < 0 || row[i].lane >= n_lanes)
+      return WF_FAIL(WF_EINVAL, "row %lld: lane %lld of %lld", (long long)i, (long long)row[i].lane,
+                     (long long)n_lanes);
+    if (row[i].place < start[row[i].lane]) start[row[i].lane] = row[i].place;
+  }
+  for (int64_t i = 0; i < n; i++) {
+    int64_t end = row[i].place + row[i].len - start[row[i].lane];
+    if (end > *longest) *longest = end;
+  }
+  return WF_OK;
+}
+
 wf_status wf_rows_fresh(wf_ctx *c, int64_t n_seq, int64_t len, int64_t first_seq, wf_rows **out) {
   wf_row *row;
   WF_CALLOC(row, "rows", n_seq + 1);

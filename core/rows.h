@@ -51,6 +51,14 @@ typedef struct wf_rows {
 wf_status wf_rows_create(wf_ctx *c, int64_t n, const wf_row *row, int64_t n_lanes, wf_rows **out);
 void wf_rows_free(wf_rows *r);
 
+/* The part of row `r` whose places lie in [begin, end): its tokens, position, place and flags, `begin` and
+ * all else as in r. A cut hands the state over: what precedes leaves, what follows takes. -> tokens of r
+ * before it, or -1 where r has none there. */
+int64_t wf_row_cut(const wf_row *r, int64_t begin, int64_t end, wf_row *out);
+/* start[n_lanes] receives the first place of each lane (INT64_MAX for a lane without rows), *longest the
+ * tokens from there to the end of the longest lane. Errors: WF_EINVAL for a lane out of range. */
+wf_status wf_row_extent(int64_t n, const wf_row *row, int64_t n_lanes, int64_t *start, int64_t *longest);
+
 /* `n_seq` fresh sequences of `len` tokens each: lane i is sequence first_seq + i. */
 wf_status wf_rows_fresh(wf_ctx *c, int64_t n_seq, int64_t len, int64_t first_seq, wf_rows **out);
 

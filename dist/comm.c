@@ -309,6 +309,25 @@ wf_status wf_comm_barrier(wf_comm *c) {
   return s == WF_OK ? s : wf_frame_at(__FILE__, __LINE__, __func__, s);
 }
 
+wf_status wf_comm_all_reduce_host(wf_comm *c, wf_dtype dtype, void *x, int64_t n, wf_reduce how) {
+  if (c->size == 1 || n == 0) return WF_OK;
+  const wf_span all = {x, dtype, n};
+  wf_pending k = {.c = c};
+  const double start = wf_now();
+  count_call(c, all);
+  return finish(&k, c->ops->all_reduce(c, all, how, true, &k.request), start, NULL);
+}
+
+wf_status wf_comm_broadcast_host(wf_comm *c, void *bytes, int64_t n, int root) {
+  if (c->size == 1 || n == 0) return WF_OK;
+  WF_TRY(check_rank(c, root, "broadcast"));
+  const wf_span all = {bytes, WF_U8, n};
+  wf_pending k = {.c = c};
+  const double start = wf_now();
+  count_call(c, all);
+  return finish(&k, c->ops->broadcast(c, all, root, true, &k.request), start, NULL);
+}
+
 /* ---- under way ---- */
 
 wf_status wf_comm_wait(wf_pending **pending) {

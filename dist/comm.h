@@ -76,6 +76,9 @@ wf_status wf_comm_all_gather(wf_comm *c, const wf_tensor *x, const int64_t *coun
 wf_status wf_comm_all_to_all(wf_comm *c, const wf_tensor *x, const int64_t *send, wf_tensor *out,
                              const int64_t *recv, wf_pending **pending);
 wf_status wf_comm_barrier(wf_comm *c);
+/* A few numbers in host memory, done on return. */
+wf_status wf_comm_all_reduce_host(wf_comm *c, wf_dtype dtype, void *x, int64_t n, wf_reduce how);
+wf_status wf_comm_broadcast_host(wf_comm *c, void *bytes, int64_t n, int root);
 
 /* ---- under way ---- */
 /* Done, successful or not: *pending is NULL afterwards. NULL is done. */

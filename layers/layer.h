@@ -16,6 +16,7 @@
 
 #include "core/ops.h"
 #include "core/option.h"
+#include "dist/part.h"
 #include "layers/param.h"
 #include "layers/state.h"
 
@@ -46,6 +47,7 @@ typedef struct wf_run {
   wf_ctx *c;
   const wf_rows *rows;
   wf_state *state; /* NULL: every row is fresh and leaves nothing */
+  wf_part *part;   /* NULL: all tokens are here; else the ranks they are cut over, and `state` is there */
   bool train;      /* dropout is on */
   int64_t step;    /* of training, for random numbers */
   uint64_t seed;

@@ -98,6 +98,7 @@ static wf_tensor *pool_of(wf_run *r, layout how, int slot, wf_tensor *x, int64_t
 
 wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_seq_attend_in *in,
                          const wf_attend_options *o) {
+  if (r->part) return wf_poison(r->c, WF_FAIL(WF_EUNSUPPORTED, "attention does not run over ranks yet"));
   if (wf_is_poison(in->q) || wf_is_poison(in->k) || wf_is_poison(in->v) || (in->c && wf_is_poison(in->c)))
     return wf_poison(r->c, WF_OK);
   layout how = layout_of(r, o->window);
@@ -180,6 +181,7 @@ static wf_tensor *as_pairs(wf_ctx *c, wf_tensor *x) {
 wf_tensor *wf_seq_dilated(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
                           wf_tensor *v, int64_t window, int n, const wf_seq_pattern *pattern, double scale) {
   wf_ctx *c = r->c;
+  if (r->part) return wf_poison(c, WF_FAIL(WF_EUNSUPPORTED, "attention does not run over ranks yet"));
   layout how = layout_of(r, window);
   if (wf_is_poison(q) || wf_is_poison(k) || wf_is_poison(v)) return wf_poison(c, WF_OK);
   k = pool_of(r, how, slots->k, k, window);

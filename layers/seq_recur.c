@@ -1,6 +1,6 @@
 /* Gated recurrences: the state is what the cell carries, for each lane. Masks are drawn by place, so that a
  * cut or a replay draws the same: by token for the candidate, by the start of its document for h. */
-#include "layers/seq.h"
+#include "layers/seq_impl.h"
 
 wf_status wf_seq_recur_state(wf_build *b, const char *name, wf_recur_cell cell, int64_t heads, int64_t D,
                              int *slot) {
@@ -17,9 +17,29 @@ static wf_tensor *heads(wf_run *r, const wf_recur_in *in, wf_tensor *mask) {
   return wf_reshape(r->c, mask, WF_SHAPE(-1, in->r->shape[0], in->r->shape[2]));
 }
 
+typedef struct recur_arg {
+  int slot;
+  const wf_recur_in *in;
+  const wf_seq_recur_dropout *drop;
+} recur_arg;
+
+static void recur_body(wf_run *r, const void *arg, wf_tensor *const *x, wf_tensor **y) {
+  const recur_arg *a = arg;
+  wf_recur_in in = *a->in;
+  for (int i = 0; i < 4; i++) in.x[i] = x[i];
+  y[0] = wf_seq_recur(r, a->slot, &in, a->drop);
+}
+
 wf_tensor *wf_seq_recur(wf_run *r, int slot, const wf_recur_in *in, const wf_seq_recur_dropout *drop) {
   wf_ctx *c = r->c;
   wf_state *s = r->state;
+  if (r->part) {
+    recur_arg arg = {slot, in, drop};
+    wf_relay relay = {.slot = slot, .n_state = 1, .n_x = 4, .n_y = 1, .body = recur_body, .arg = &arg};
+    wf_tensor *y;
+    wf_seq_relay(r, &relay, in->x, &y);
+    return y;
+  }
   wf_recur_in masked = *in;
   if (r->train && drop && !wf_is_poison(in->r)) {
     if (drop->h > 0) {

@@ -8,7 +8,7 @@
  *
  * Everything is gathers, slices and concatenations, so the tape differentiates it.
  */
-#include "layers/seq.h"
+#include "layers/seq_impl.h"
 #include "core/memory.h"
 
 #include <stdlib.h>
@@ -271,6 +271,21 @@ static wf_status run_serial(serial *s, wf_tensor *const *init, wf_tensor *const 
   return WF_OK;
 }
 
+/* ---- over ranks ---- */
+
+typedef struct serial_arg {
+  int64_t segment;
+  int slot, n_state, n_x;
+  wf_tensor *const *init;
+  wf_seq_piece piece;
+  const void *self;
+} serial_arg;
+
+static void serial_body(wf_run *r, const void *arg, wf_tensor *const *x, wf_tensor **y) {
+  const serial_arg *a = arg;
+  y[0] = wf_seq_serial(r, a->segment, a->slot, a->n_state, a->init, a->n_x, x, a->piece, a->self);
+}
+
 wf_tensor *wf_seq_serial(wf_run *r, int64_t segment, int slot, int n_state, wf_tensor *const *init, int n_x,
                          wf_tensor *const *x, wf_seq_piece piece, const void *self) {
   for (int k = 0; k < n_x; k++)
@@ -278,6 +293,19 @@ wf_tensor *wf_seq_serial(wf_run *r, int64_t segment, int slot, int n_state, wf_t
   if (n_state > MAX_STATE || n_x < 1 || n_x > MAX_X || segment < 1)
     return wf_poison(r->c, WF_FAIL(WF_EINVAL, "serial: %d states, %d inputs, segments of %lld tokens",
                                    n_state, n_x, (long long)segment));
+  if (r->part) {
+    serial_arg arg = {segment, slot, n_state, n_x, init, piece, self};
+    wf_relay relay = {.loose = true,
+                      .slot = slot,
+                      .n_state = n_state,
+                      .n_x = n_x,
+                      .n_y = 1,
+                      .body = serial_body,
+                      .arg = &arg};
+    wf_tensor *y;
+    wf_seq_relay(r, &relay, x, &y);
+    return y;
+  }
   serial s = {.r = r, .segment = segment, .n_x = n_x, .n_state = n_state, .slot = slot};
   wf_tensor *y = NULL;
   wf_status st = run_serial(&s, init, x, piece, self, &y);

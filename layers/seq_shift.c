@@ -1,12 +1,30 @@
 /* shift: the state is the last w-1 inputs of each lane. */
-#include "layers/seq.h"
+#include "layers/seq_impl.h"
 
 wf_status wf_seq_conv_state(wf_build *b, const char *name, int64_t width, int64_t w, int *slot) {
   return wf_build_state(b, name, false, WF_SHAPE(w - 1, width), slot);
 }
 
+typedef struct conv_arg {
+  int slot;
+  bool silu;
+  wf_tensor *weight, *bias;
+} conv_arg;
+
+static void conv_body(wf_run *r, const void *arg, wf_tensor *const *x, wf_tensor **y) {
+  const conv_arg *a = arg;
+  y[0] = wf_seq_conv(r, a->slot, x[0], a->weight, a->bias, a->silu);
+}
+
 wf_tensor *wf_seq_conv(wf_run *r, int slot, wf_tensor *x, wf_tensor *weight, wf_tensor *bias, bool silu) {
   wf_state *s = r->state;
+  if (r->part) {
+    conv_arg arg = {slot, silu, weight, bias};
+    wf_relay relay = {.slot = slot, .n_state = 1, .n_x = 1, .n_y = 1, .body = conv_body, .arg = &arg};
+    wf_tensor *y;
+    wf_seq_relay(r, &relay, &x, &y);
+    return y;
+  }
   if (!s) return wf_conv(r->c, x, weight, bias, NULL, r->rows, silu, NULL);
   return wf_conv(r->c, x, weight, bias, wf_state_in(s, slot), r->rows, silu, wf_state_out(s, slot));
 }

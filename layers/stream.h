@@ -27,13 +27,22 @@ typedef struct wf_tokens {
 wf_status wf_tokens_cut(const wf_tokens *t, int64_t begin, int64_t end, wf_tokens *out);
 void wf_tokens_free(wf_tokens *t);
 
+/* What one rank has of a batch, in the local lanes of its part. */
+wf_status wf_tokens_part(const wf_tokens *t, const wf_part *part, wf_tokens *out);
+
 typedef struct wf_step {
   int64_t stream; /* tokens of each lane in a piece; 0: the whole batch at once */
   bool train;     /* dropout */
   uint64_t seed;
   int64_t step;
-  wf_state *state; /* entering state, advanced by the call; NULL: fresh. Its gradient is cut. */
+  wf_state *state;     /* entering state, advanced by the call; NULL: fresh. Its gradient is cut. */
+  const wf_dist *dist; /* the ranks that share each sequence; NULL: this process has all of it. Every rank
+                          calls with the same batch and gets what its own tokens add to losses and gradients;
+                          `state` has wf_step_lanes lanes. */
 } wf_step;
+
+/* Lanes of the state of a step over `n_lanes` sequences. */
+int64_t wf_step_lanes(const wf_dist *dist, int64_t n_lanes);
 
 /* Adds the gradient of scale * (sum of losses) to the parameters' leaves; *loss is the sum of losses. The
  * caller has called wf_params_reset and wf_params_hold at the step's start; `last` releases (see

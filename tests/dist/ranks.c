@@ -29,6 +29,7 @@ void wf_rank_fail(const char *file, int line, const char *fmt, ...) {
   va_start(ap, fmt);
   vsnprintf(text, sizeof text, fmt, ap);
   va_end(ap);
+  if (!r) ck_abort_msg("%s:%d: %s", file, line, text);
   snprintf(r->why, sizeof r->why, "%s:%d: rank %d of %d: %s", file, line, wf_comm_rank(r->comm),
            wf_comm_size(r->comm), text);
   r->failed = true;

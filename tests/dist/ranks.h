@@ -15,6 +15,7 @@
  * cross threads, and other ranks would wait for this one. WF_RANK_ASSERT and WF_RANK_OK end the rank; the
  * ranks that wait for it fail too, and wf_ranks_run fails the test in the main thread with the first message
  * (under mpirun: prints it and ends the job). A rank that has failed frees nothing.
+ * Outside a rank they are ck_assert, so that helpers may use them everywhere.
  */
 #ifndef WF_TESTS_DIST_RANKS_H
 #define WF_TESTS_DIST_RANKS_H

@@ -2,16 +2,15 @@
 #include "tests/layers/contract.h"
 #include "autograd/gradcheck.h"
 #include "core/memory.h"
+#include "tests/dist/ranks.h"
 
 #include <check.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
-#define OK(expr)                                                                                  \
-  do {                                                                                            \
-    if ((expr) != WF_OK) ck_abort_msg("%s: %s\n%s", #expr, wf_error_message(), wf_error_trace()); \
-  } while (0)
+#define OK(expr) WF_RANK_OK(expr)
 
 enum { VOCAB = 11, WIDTH = 12, LENGTH = 23, MAX_BLOCKS = 4 };
 
@@ -168,6 +167,7 @@ void wf_trial_gradient(wf_trial *x, int64_t stream, double *grad, double *loss) 
   wf_params *ps = wf_model_params(x->m);
   wf_step s = step;
   s.stream = stream;
+  s.dist = x->dist;
   wf_params_reset(ps);
   wf_params_hold(ps);
   OK(wf_step_gradient(x->m, &s, &x->t, scale, true, loss));
@@ -282,6 +282,77 @@ static void agree(wf_trial *x, const char *what, const double *a, const double *
                   what, ps->param[i]->name, e.err2, e.errmax, (long long)e.worst);
     a += n;
     b += n;
+  }
+}
+
+/* ---- ranks that exchange messages ---- */
+
+typedef struct shared {
+  int n_blocks;
+  const char *const *blocks;
+  const wf_trial_options *o;
+  const wf_layout *layout;
+  int64_t stream, numel;
+  pthread_mutex_t lock;
+  double *grad, loss; /* sums over ranks */
+} shared;
+
+static void one_rank(wf_comm *comm, void *arg) {
+  shared *s = arg;
+  wf_dist dist = {comm, s->layout};
+  wf_trial x;
+  wf_trial_make(&x, s->n_blocks, s->blocks, s->o);
+  x.dist = &dist;
+  double *grad = wf_calloc("test", (size_t)x.numel, sizeof *grad), loss;
+  wf_trial_gradient(&x, s->stream, grad, &loss);
+  pthread_mutex_lock(&s->lock);
+  s->loss += loss;
+  for (int64_t i = 0; i < x.numel; i++) s->grad[i] += grad[i];
+  pthread_mutex_unlock(&s->lock);
+  wf_free(grad);
+  wf_trial_free(&x);
+}
+
+/* Uneven parts, one shorter than any convolution, one without tokens. */
+static const int64_t shares[][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+                                     {9, 1, 5, 2, 0, 3, 7, 1, 1, 2, 1, 4, 1, 1, 3, 1}};
+
+static void ranks_agree(int n_blocks, const char *const *blocks, const wf_trial_options *o, int n,
+                        wf_layout_kind kind, int uneven, int64_t stream, wf_trial *x, const double *plain,
+                        double loss) {
+  wf_layout *layout;
+  OK(wf_layout_create(kind, n, shares[uneven], &layout));
+  shared s = {.n_blocks = n_blocks, .blocks = blocks, .o = o, .layout = layout, .stream = stream};
+  s.grad = wf_calloc("test", (size_t)x->numel, sizeof *s.grad);
+  pthread_mutex_init(&s.lock, NULL);
+  wf_ranks_run(n, one_rank, &s);
+  pthread_mutex_destroy(&s.lock);
+  char what[120];
+  snprintf(what, sizeof what, "%d ranks, %s, %s, stream %lld, packed %d, recompute %d", n,
+           kind == WF_LAYOUT_ZIGZAG ? "zigzag" : "contiguous", uneven ? "uneven" : "even", (long long)stream,
+           o->packed, o->recompute);
+  ck_assert_msg(fabs(s.loss - loss) <= 1e-10 * fabs(loss), "%s: loss %.17g, not %.17g", what, s.loss, loss);
+  agree(x, what, s.grad, plain);
+  wf_free(s.grad);
+  wf_layout_free(layout);
+}
+
+void wf_trial_ranks(int n_blocks, const char *const *blocks) {
+  for (int k = 0; k < 4; k++) {
+    wf_trial_options o = {.dtype = WF_F64, .dropout = k == 3 ? 0.2 : 0, .packed = k & 1, .recompute = k & 2};
+    wf_trial x;
+    wf_trial_make(&x, n_blocks, blocks, &o);
+    double *plain = wf_calloc("test", (size_t)x.numel, sizeof *plain), loss;
+    wf_trial_gradient(&x, 0, plain, &loss);
+    static const int ranks[] = {1, 2, 3, 5};
+    for (int i = k & 1; i < 4; i += 1 + (k > 1)) {
+      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_CONTIGUOUS, k & 1, 0, &x, plain, loss);
+      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_ZIGZAG, !(k & 1), 0, &x, plain, loss);
+      ranks_agree(n_blocks, blocks, &o, ranks[i], i & 1 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, k > 1, 9,
+                  &x, plain, loss);
+    }
+    wf_free(plain);
+    wf_trial_free(&x);
   }
 }
 

@@ -15,6 +15,7 @@ typedef struct wf_trial {
   wf_model *m;
   wf_tokens t;
   int64_t numel;
+  const wf_dist *dist; /* NULL, or the ranks whose one this is: gradients and losses are then its share */
 } wf_trial;
 
 typedef struct wf_trial_options {
@@ -57,6 +58,10 @@ void wf_trial_decode(wf_trial *x, double *logits);
 /* The gradient of any cut, with and without recomputation. This holds with a layer's own dropout too, where
  * packed documents draw other numbers than the same ones apart. */
 void wf_trial_cuts(int n_blocks, const char *const *blocks);
+
+/* The gradient of any number of ranks in any layout, streamed or not: `ranks` threads, each with a model of
+ * its own, that exchange messages (dist/comm.h). */
+void wf_trial_ranks(int n_blocks, const char *const *blocks);
 
 /* Everything above for one model. Fails the running test with a message on the first disagreement. */
 void wf_trial_contract(int n_blocks, const char *const *blocks);

@@ -1,0 +1,76 @@
+/* part: the tokens of a piece that one rank has, and what it knows of the other ranks'.
+ *
+ * Every rank knows the rows of the whole piece; its tokens are those of its segments (layout.h), one segment
+ * after the other. A lane of the piece is a lane of its own in each segment of the rank: local lane
+ * slot * n_lanes + lane, so that the state between two segments of one rank is a state like any other.
+ *
+ * State goes along the segments. What enters segment 0 lies where the last segment of the piece before left
+ * it: in the lanes of that segment's slot, on its owner.
+ */
+#ifndef WF_DIST_PART_H
+#define WF_DIST_PART_H
+
+#include "dist/comm.h"
+#include "dist/layout.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* How a group of ranks shares sequences. */
+typedef struct wf_dist {
+  wf_comm *comm; /* of the ranks that share a sequence */
+  const wf_layout *layout;
+} wf_dist;
+
+/* What a segment does to the state of one lane. */
+typedef enum wf_link {
+  WF_LINK_PASS, /* no row leaves one: it stays as it was */
+  WF_LINK_SET,  /* a row that began fresh leaves one: what was before is forgotten */
+  WF_LINK_CHAIN /* one row takes it and leaves it */
+} wf_link;
+
+typedef struct wf_part {
+  const wf_dist *dist;
+  int rank, n_segments;
+  int n_own, *own;  /* [n_own] the segments of this rank */
+  int64_t n_lanes;  /* of the piece; this rank has n_own * n_lanes */
+  int64_t n_tokens; /* of this rank */
+  bool enters;      /* a row of the piece takes state from before it */
+  bool leaves;      /* a row of the piece leaves state after it */
+
+  /* Of all segments. Rows are the piece's, cut; `begin` counts the tokens of the segment. */
+  wf_row *row;
+  int64_t *first;      /* [n_segments + 1] the first row of each segment */
+  int64_t *tokens;     /* [n_segments] */
+  unsigned char *link; /* [n_segments * n_lanes] wf_link */
+
+  /* Earlier pieces of the same pass, each of `piece` places cut in the same way: what caches hold. */
+  int64_t past, piece;
+  int64_t *start; /* [n_lanes] the place of the piece's first token in each lane (INT64_MAX: none) */
+
+  wf_rows **rows; /* [n_own] wf_part_rows */
+} wf_part;
+
+/* `row` tiles the piece; the part refers to `d` and copies the rest. `past` pieces of `piece` places came
+ * before. Rows must be the same on all ranks. Errors: WF_EINVAL. The caller frees. */
+wf_status wf_part_create(const wf_dist *d, int64_t n_rows, const wf_row *row, int64_t n_lanes, int64_t past,
+                         int64_t piece, wf_part **out);
+void wf_part_free(wf_part *p);
+
+/* The rows of one of this rank's segments alone, its lanes those of the piece; made when first asked for,
+ * owned by the part. */
+wf_status wf_part_rows(wf_part *p, wf_ctx *c, int k, const wf_rows **out);
+
+static inline int wf_part_owner(const wf_part *p, int segment) {
+  return p->dist->layout->owner[segment];
+}
+static inline int wf_part_slot(const wf_part *p, int segment) {
+  return p->dist->layout->slot[segment];
+}
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
