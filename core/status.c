@@ -73,6 +73,7 @@ const char *wf_status_name(wf_status code) {
   case WF_ENUMERIC: return "not finite";
   case WF_EDEVICE: return "device failure";
   case WF_EINTERRUPTED: return "interrupted";
+  case WF_EPEER: return "another rank failed";
   case WF_EINTERNAL: return "internal error";
   }
   return "unknown status";

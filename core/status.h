@@ -28,6 +28,7 @@ typedef enum wf_status {
   WF_ENUMERIC,     /* a non-finite number where there must be none */
   WF_EDEVICE,      /* the device's runtime failed */
   WF_EINTERRUPTED, /* a signal asked to stop */
+  WF_EPEER,        /* another rank failed, or disagrees */
   WF_EINTERNAL     /* a broken invariant of Weft itself */
 } wf_status;
 

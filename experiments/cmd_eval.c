@@ -42,7 +42,7 @@ static wf_status evaluate(const flags *f, wf_loaded *l) {
   size_t n;
   const void *blob = wf_tokenizer_blob(l->tokenizer, &n);
   wf_status s = wf_check_tokenizer(store, blob, n);
-  if (s == WF_OK) s = wf_evaluate(l->model, &l->cfg, store, f->split, f->batches, &e);
+  if (s == WF_OK) s = wf_evaluate(l->model, &l->cfg, NULL, store, f->split, f->batches, &e);
   wf_store_close(store);
   WF_TRY(s);
   if (!isfinite(e.loss)) return WF_FAIL(WF_ENUMERIC, "the loss is %g", e.loss);

@@ -65,6 +65,7 @@ typedef struct wf_config_part {
 enum { WF_DEVICE_CPU, WF_DEVICE_CUDA };
 enum { WF_PRECISION_F32, WF_PRECISION_F64 };
 enum { WF_SPLIT_VALIDATION, WF_SPLIT_TEST };
+enum { WF_CARRIER_SELF, WF_CARRIER_MPI, WF_CARRIER_NCCL }; /* parallel.transport */
 
 typedef struct wf_config_run {
   char *name, *dir; /* never NULL after loading: the file's name, runs/NAME */

@@ -1,30 +1,30 @@
 /* One pass over a split without gradients. */
 #include "experiments/evaluate.h"
 #include "data/loader.h"
+#include "experiments/parallel.h"
 #include "layers/stream.h"
 
 #include <math.h>
 
-static wf_status run(wf_model *m, const wf_config *cfg, wf_loader *loader, wf_state *carried, int64_t batches,
-                     double *sum, int64_t *labels) {
-  *sum = 0;
-  *labels = 0;
+static wf_status run(wf_model *m, const wf_config *cfg, const wf_mesh *mesh, wf_loader *loader,
+                     wf_state *carried, int64_t batches, wf_totals *total) {
+  *total = (wf_totals){0};
   for (int64_t k = 0; batches == WF_AUTO_I64 || k < batches; k++) {
     const wf_batch *b;
     WF_TRY(wf_loader_next(loader, &b));
     if (!b) break;
     wf_tokens t = {b->n_rows, b->n_lanes, b->n_tokens, b->rows, b->inputs, b->labels};
-    wf_step step = {.stream = cfg->train.stream, .state = carried};
+    wf_step step = {.stream = cfg->train.stream, .state = carried, .dist = mesh ? wf_mesh_dist(mesh) : NULL};
     double part;
     WF_TRY(wf_step_loss(m, &step, &t, &part, NULL));
-    *sum += part;
-    *labels += b->n_labels;
+    total->loss += part;
+    total->labels += b->n_labels;
   }
-  return WF_OK;
+  return mesh ? wf_parallel_totals(mesh, total) : WF_OK;
 }
 
-wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_store *store, int split, int64_t batches,
-                      wf_evaluation *out) {
+wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_mesh *mesh, const wf_store *store,
+                      int split, int64_t batches, wf_evaluation *out) {
   const wf_split *info;
   WF_TRY(wf_store_split(store, split, &info));
   int64_t batch = cfg->train.batch_tokens / cfg->data.seq_len / cfg->train.accumulation;
@@ -35,20 +35,22 @@ wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_store *store, 
   wf_sequences *source;
   WF_TRY(wf_sequences_store(store, split, &so, &source));
   wf_loader_options lo = {.batch = batch, .once = true, .ahead = 1};
+  if (mesh) lo.rank = wf_comm_rank(mesh->data), lo.n_ranks = wf_comm_size(mesh->data);
   wf_loader *loader;
   WF_TRY(wf_loader_open(source, &lo, &loader));
-  double sum;
+  wf_totals total;
   wf_state *carried = NULL;
   wf_status s = WF_OK;
   if (so.carry)
     s = wf_state_create(wf_model_ctx(m), wf_model_state_spec(m), wf_model_dtype(m), batch, 0, false,
                         &carried);
-  if (s == WF_OK) s = run(m, cfg, loader, carried, batches, &sum, &out->tokens);
+  if (s == WF_OK) s = run(m, cfg, mesh, loader, carried, batches, &total);
   wf_state_free(carried);
   wf_loader_close(loader);
   WF_TRY(s);
+  out->tokens = total.labels;
   if (out->tokens == 0) return WF_FAIL(WF_EINVAL, "the split '%s' has no token to predict", info->name);
-  out->loss = sum / (double)out->tokens;
+  out->loss = total.loss / (double)out->tokens;
   out->perplexity = exp(out->loss);
   out->bits_per_byte = out->loss / M_LN2 * (double)info->tokens / (double)info->bytes;
   return WF_OK;

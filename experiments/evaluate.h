@@ -3,6 +3,7 @@
 #define WF_EXPERIMENTS_EVALUATE_H
 
 #include "data/store.h"
+#include "dist/mesh.h"
 #include "experiments/config.h"
 #include "layers/model.h"
 
@@ -18,9 +19,10 @@ typedef struct wf_evaluation {
 } wf_evaluation;
 
 /* Over the first `batches` batches of the split (auto: all of it) in its fixed order, as cfg->data cuts it;
- * with train.carry_state documents go on from batch to batch here too. */
-wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_store *store, int split, int64_t batches,
-                      wf_evaluation *out);
+ * with train.carry_state documents go on from batch to batch here too. `mesh` (NULL: this process alone): all
+ * its ranks call, and all get the result. */
+wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_mesh *mesh, const wf_store *store,
+                      int split, int64_t batches, wf_evaluation *out);
 
 #ifdef __cplusplus
 }

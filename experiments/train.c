@@ -11,6 +11,7 @@
 #include "experiments/evaluate.h"
 #include "experiments/human.h"
 #include "experiments/metrics.h"
+#include "experiments/parallel.h"
 #include "experiments/progress.h"
 #include "experiments/rates.h"
 #include "experiments/report.h"
@@ -27,6 +28,9 @@ typedef struct run {
   wf_config *cfg;
   const wf_train_options *o;
   char *config_text; /* resolved, as stored */
+  wf_mesh mesh;
+  bool leads; /* rank 0: prints and writes files */
+  FILE *out;  /* stdout, or nowhere */
   wf_device *dev;
   wf_ctx *c;
   wf_store *store;
@@ -41,6 +45,7 @@ typedef struct run {
   wf_snapshot snap;
   int64_t last_saved; /* step of the newest checkpoint, -1 for none */
   double matrix_rate, began;
+  bool stop;            /* a rank was asked to, before the last step ended */
   int64_t before_steps; /* bytes held when the first step begins */
 } run;
 
@@ -70,13 +75,12 @@ static wf_status clear_folder(const run *r) {
 }
 
 static void say_refused(void *arg, const char *path, const char *why) {
-  (void)arg;
-  printf("refused %s: %s\n", path, why);
+  fprintf(arg, "refused %s: %s\n", path, why);
 }
 
 /* Decides between a new run, an overwritten and a resumed one; *from is the checkpoint to go on from, or
  * NULL. */
-static wf_status open_folder(run *r, char **from) {
+static wf_status lead_folder(run *r, char **from) {
   char path[4096];
   *from = NULL;
   if (strlen(r->cfg->run.dir) > sizeof path - 100)
@@ -89,12 +93,24 @@ static wf_status open_folder(run *r, char **from) {
   join(path, r, "checkpoints");
   WF_TRY(wf_make_directories(path));
   if (r->o->resume) {
-    WF_TRY(wf_checkpoint_latest(path, say_refused, NULL, from));
-    if (!*from) printf("no checkpoint in %s: starting from the beginning\n", path);
+    WF_TRY(wf_checkpoint_latest(path, say_refused, r->out, from));
+    if (!*from) fprintf(r->out, "no checkpoint in %s: starting from the beginning\n", path);
   } else if (exists) {
     WF_TRY(clear_folder(r));
   }
   return WF_OK;
+}
+
+/* Rank 0 decides and tells; the others see the same files. */
+static wf_status open_folder(run *r, char **from) {
+  *from = NULL;
+  WF_TRY(wf_agree(r->mesh.world, r->leads ? lead_folder(r, from) : WF_OK, "opening the run's folder"));
+  int64_t size = *from ? (int64_t)strlen(*from) : -1;
+  if (wf_comm_size(r->mesh.world) == 1) return WF_OK;
+  WF_TRY(wf_comm_broadcast_host(r->mesh.world, &size, sizeof size, 0));
+  if (size < 0) return WF_OK;
+  if (!*from) WF_CALLOC(*from, "train", size + 1);
+  return wf_comm_broadcast_host(r->mesh.world, *from, size, 0);
 }
 
 /* ---- opening ---- */
@@ -123,6 +139,7 @@ static wf_status open_model(run *r) {
   WF_TRY(wf_ctx_create(r->dev, &r->c));
   WF_TRY(wf_store_open(cfg->data.store, &r->store));
   WF_TRY(wf_assemble_model(r->c, cfg, wf_store_vocab(r->store), &r->model));
+  WF_TRY(wf_parallel_layout(cfg, r->model, &r->mesh));
   WF_TRY(wf_params_init(wf_model_params(r->model), (uint64_t)cfg->run.seed));
   if (cfg->train.init) WF_TRY(wf_load_weights(cfg->train.init, cfg, wf_model_params(r->model)));
   WF_TRY(wf_groups_of(r->model, &r->groups));
@@ -150,23 +167,17 @@ static wf_status open_loader(run *r) {
                           .seed = (uint64_t)cfg->run.seed};
   wf_sequences *source;
   WF_TRY(wf_sequences_store(r->store, WF_TRAIN, &so, &source));
-  wf_loader_options lo = {.batch = sequences(r), .cursor = r->snap.cursor, .ahead = (int)cfg->data.prefetch};
+  wf_loader_options lo = {.batch = sequences(r),
+                          .rank = wf_comm_rank(r->mesh.data),
+                          .n_ranks = wf_comm_size(r->mesh.data),
+                          .cursor = r->snap.cursor,
+                          .ahead = (int)cfg->data.prefetch};
   return wf_loader_open(source, &lo, &r->loader);
-}
-
-/* What this program cannot honour is an error, never ignored. */
-static wf_status check_parallel(const wf_config *cfg) {
-  const wf_config_parallel *p = &cfg->parallel;
-  if (p->sequence <= 1 && (p->data == WF_AUTO_I64 || p->data == 1)) return WF_OK;
-  return wf_hint(WF_FAIL(WF_EUNSUPPORTED, "parallel: %lld x %lld ranks asked for; this weft trains on one",
-                         (long long)(p->data == WF_AUTO_I64 ? 1 : p->data), (long long)p->sequence),
-                 "leave parallel.data and parallel.sequence out");
 }
 
 static wf_status open_run(run *r) {
   char *from, path[4096];
   wf_checkpoint_info info = {0};
-  WF_TRY(check_parallel(r->cfg));
   WF_TRY(open_folder(r, &from));
   wf_status s = from ? wf_checkpoint_read_info(from, &info) : WF_OK;
   if (s == WF_OK && from) s = resume_config(r, &info, from);
@@ -175,13 +186,14 @@ static wf_status open_run(run *r) {
   wf_checkpoint_info_free(&info);
   if (s == WF_OK && from) {
     s = wf_checkpoint_load(from, &r->snap);
-    if (s == WF_OK) printf("resuming after step %lld from %s\n", (long long)r->snap.step, from);
+    if (s == WF_OK) fprintf(r->out, "resuming after step %lld from %s\n", (long long)r->snap.step, from);
   }
   r->last_saved = from ? r->snap.step : -1;
   wf_free(from);
   WF_TRY(s);
   WF_TRY(open_loader(r));
   WF_TRY(wf_config_print(r->cfg, &r->config_text));
+  if (!r->leads) return WF_OK;
   join(path, r, "config.yaml");
   WF_TRY(wf_file_write(path, r->config_text, (int64_t)strlen(r->config_text)));
   join(path, r, "metrics.jsonl");
@@ -201,6 +213,8 @@ static void close_run(run *r) {
   wf_ctx_free(r->c);
   wf_device_close(r->dev);
   wf_free(r->config_text);
+  wf_mesh_close(&r->mesh);
+  if (r->out && r->out != stdout) fclose(r->out);
 }
 
 /* ---- saving and measuring ---- */
@@ -212,7 +226,9 @@ static wf_status save(run *r) {
   double t0 = wf_now();
   size_t n;
   const void *blob = wf_store_tokenizer_blob(r->store, &n);
-  WF_TRY(wf_checkpoint_save_step(dir, &r->snap, r->config_text, blob, n, r->cfg->checkpoint.keep));
+  wf_status s = WF_OK;
+  if (r->leads) s = wf_checkpoint_save_step(dir, &r->snap, r->config_text, blob, n, r->cfg->checkpoint.keep);
+  WF_TRY(wf_agree(r->mesh.world, s, "saving a checkpoint"));
   wf_progress_pause(&r->progress, t0, wf_now());
   r->last_saved = r->snap.step;
   return WF_OK;
@@ -222,7 +238,7 @@ static wf_status evaluate(run *r, wf_evaluation *e) {
   double t0 = wf_now();
   if (r->ema) WF_TRY(wf_ema_swap(r->ema));
   int split = r->cfg->eval.split == WF_SPLIT_TEST ? WF_TEST : WF_VALIDATION;
-  wf_status s = wf_evaluate(r->model, r->cfg, r->store, split, r->cfg->eval.batches, e);
+  wf_status s = wf_evaluate(r->model, r->cfg, &r->mesh, r->store, split, r->cfg->eval.batches, e);
   if (r->ema) {
     wf_status back = wf_ema_swap(r->ema);
     if (s == WF_OK) s = back;
@@ -243,11 +259,10 @@ typedef struct step_result {
 } step_result;
 
 /* Gradients of the sum of losses over all parts of the batch. */
-static wf_status gradients(run *r, double *loss, int64_t *labels, int64_t *tokens) {
+static wf_status gradients(run *r, wf_totals *total) {
   wf_params *ps = wf_model_params(r->model);
   int64_t parts = r->cfg->train.accumulation;
-  *loss = 0;
-  *labels = *tokens = 0;
+  *total = (wf_totals){.stop = r->o->stop && *r->o->stop};
   wf_params_reset(ps);
   wf_params_hold(ps);
   for (int64_t k = 0; k < parts; k++) {
@@ -258,15 +273,17 @@ static wf_status gradients(run *r, double *loss, int64_t *labels, int64_t *token
                     .train = true,
                     .seed = (uint64_t)r->cfg->run.seed,
                     .step = r->snap.step * parts + k,
-                    .state = r->carried};
+                    .state = r->carried,
+                    .dist = wf_mesh_dist(&r->mesh)};
     double part;
     WF_TRY(wf_step_gradient(r->model, &step, &t, 1, k == parts - 1, &part));
-    *loss += part;
-    *labels += b->n_labels;
-    *tokens += b->n_tokens;
+    total->loss += part;
+    total->labels += b->n_labels;
+    total->tokens += b->n_tokens;
     r->snap.cursor = b->cursor;
   }
-  return WF_OK;
+  WF_TRY(wf_parallel_totals(&r->mesh, total));
+  return wf_parallel_gradients(&r->mesh, r->groups.n, r->groups.group);
 }
 
 static wf_status bad_step(run *r, const step_result *s) {
@@ -306,19 +323,21 @@ static wf_status fitting(run *r, wf_status s) {
 
 static wf_status one_step(run *r, step_result *out) {
   const wf_config_train *t = &r->cfg->train;
-  double loss;
-  int64_t labels;
-  wf_status s = gradients(r, &loss, &labels, &out->tokens);
+  wf_totals total;
+  wf_status s = gradients(r, &total);
   if (s != WF_OK) return fitting(r, s);
-  out->loss = labels ? loss / (double)labels : 0;
-  WF_TRY(wf_grad_measure(r->c, r->groups.n, r->groups.group, labels ? 1 / (double)labels : 0, t->clip,
-                         &out->grad));
-  if (!isfinite(loss)) out->grad.scale = NAN;
+  double per_label = total.labels ? 1 / (double)total.labels : 0;
+  out->tokens = total.tokens;
+  out->loss = total.loss * per_label;
+  r->stop = total.stop;
+  WF_TRY(wf_grad_measure(r->c, r->groups.n, r->groups.group, per_label, t->clip, &out->grad));
+  if (!isfinite(total.loss)) out->grad.scale = NAN;
   double factor =
       wf_schedule_factor(wf_schedule_find(t->schedule.type), t->schedule.options, t->steps, r->snap.step);
   out->lr = factor * wf_optimizer_lr(r->optimizer);
   WF_TRY(wf_optimizer_step(r->optimizer, factor, out->grad.scale));
-  if (r->carried && !isfinite(loss)) WF_TRY(wf_state_reset(r->carried)); /* what is not finite would stay */
+  if (r->carried && !isfinite(total.loss))
+    WF_TRY(wf_state_reset(r->carried)); /* what is not finite would stay */
   if (!isfinite(out->grad.scale))
     WF_TRY(bad_step(r, out));
   else if (r->ema)
@@ -342,7 +361,7 @@ static wf_status report(run *r, const step_result *s, const wf_evaluation *e) {
     m[n++] = (wf_metric){"val_ppl", e->perplexity};
     m[n++] = (wf_metric){"val_bpb", e->bits_per_byte};
   }
-  return wf_metrics_write(&r->metrics, r->snap.step, m, n);
+  return r->leads ? wf_metrics_write(&r->metrics, r->snap.step, m, n) : WF_OK;
 }
 
 static void show(run *r, const step_result *s, double before) {
@@ -364,8 +383,7 @@ static bool due(int64_t step, int64_t every, bool last) {
 static wf_status loop(run *r) {
   const wf_config *cfg = r->cfg;
   while (r->snap.step < cfg->train.steps) {
-    bool stop = r->o->stop && *r->o->stop;
-    if (stop) {
+    if (r->stop) {
       WF_TRY(save(r));
       return WF_FAIL(WF_EINTERRUPTED, "stopped by a signal after step %lld; the checkpoint is saved",
                      (long long)r->snap.step);
@@ -383,20 +401,45 @@ static wf_status loop(run *r) {
   return save(r);
 }
 
+/* The other ranks may wait for this one for ever: say why, and end the job. */
+static void fail_alone(const run *r) {
+  if (wf_comm_size(r->mesh.world) == 1) return;
+  fprintf(stderr, "weft: error: rank %d, step %lld: %s\n", wf_comm_rank(r->mesh.world),
+          (long long)r->snap.step + 1, wf_error_message());
+  if (*wf_error_hint()) fprintf(stderr, "hint: %s\n", wf_error_hint());
+  fflush(NULL);
+  wf_comm_abort(r->mesh.world, 1);
+}
+
+static wf_status open_ranks(run *r) {
+  WF_TRY(wf_parallel_open(r->cfg, &r->mesh));
+  r->leads = wf_parallel_leads(&r->mesh);
+  r->out = r->leads ? stdout : fopen("/dev/null", "w");
+  if (!r->out) return WF_FAIL(WF_EIO, "cannot write to /dev/null");
+  if (wf_comm_size(r->mesh.world) == 1 || !r->cfg->train.carry_state) return WF_OK;
+  return wf_hint(WF_FAIL(WF_EUNSUPPORTED, "train.carry_state does not run over ranks yet"),
+                 "start weft without mpirun, or leave train.carry_state out");
+}
+
 static wf_status train(run *r) {
-  WF_TRY(open_run(r));
+  char ranks[160];
+  WF_TRY(open_ranks(r));
+  WF_TRY(wf_agree(r->mesh.world, open_run(r), "opening the run"));
   WF_TRY(wf_rate_matrix(r->c, 512, 0.03, &r->matrix_rate));
-  wf_report_model(stdout, r->model, r->optimizer, r->ema, sequences(r) * r->cfg->data.seq_len);
+  wf_parallel_describe(&r->mesh, ranks);
+  if (ranks[0]) fprintf(r->out, "%s\n", ranks);
+  wf_report_model(r->out, r->model, r->optimizer, r->ema, sequences(r) * r->cfg->data.seq_len);
   r->began = wf_now();
   r->before_steps = wf_mem_now();
   if (r->o->profile) wf_ctx_profile(r->c, true);
-  wf_progress_start(&r->progress, stdout, r->snap.step, r->cfg->train.steps, r->cfg->log.every,
+  wf_progress_start(&r->progress, r->out, r->snap.step, r->cfg->train.steps, r->cfg->log.every,
                     r->cfg->log.smoothing, r->began);
   wf_status s = loop(r);
+  if (s != WF_OK && s != WF_EINTERRUPTED && s != WF_EPEER) fail_alone(r);
   wf_progress_end(&r->progress, r->snap.step, wf_now());
   if (s != WF_OK && s != WF_EINTERRUPTED) return s;
-  printf("waited for data %.2f s; run in %s\n", wf_loader_waited(r->loader), r->cfg->run.dir);
-  if (r->o->profile) wf_report_profile(stdout, r->c);
+  fprintf(r->out, "waited for data %.2f s; run in %s\n", wf_loader_waited(r->loader), r->cfg->run.dir);
+  if (r->o->profile) wf_report_profile(r->out, r->c);
   return s;
 }
 

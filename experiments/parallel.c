@@ -1,0 +1,120 @@
+/* The mesh of a run and the sums over it. */
+#include "experiments/parallel.h"
+#include "core/memory.h"
+
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+/* ---- opening ---- */
+
+static wf_status open_world(const wf_config *cfg, wf_comm **out) {
+  int transport = cfg->parallel.transport, ranks = 1;
+  bool launched = wf_comm_launched(&ranks);
+  if (transport == WF_CARRIER_NCCL)
+    return wf_hint(WF_FAIL(WF_EUNSUPPORTED, "parallel.transport: nccl is not in this weft"),
+                   "mpi carries tensors of GPUs too, through host memory");
+  if (transport == WF_CARRIER_SELF && launched && ranks > 1)
+    return wf_hint(WF_FAIL(WF_EINVAL, "parallel.transport is self, but %d ranks were started", ranks),
+                   "leave parallel.transport out, or start weft without mpirun");
+  if (transport == WF_CARRIER_MPI || (transport < 0 && launched)) return wf_comm_mpi(out);
+  return wf_comm_self(out);
+}
+
+static wf_status shape_of(const wf_config *cfg, int ranks, int *data, int *sequence) {
+  const wf_config_parallel *p = &cfg->parallel;
+  int64_t s = p->sequence, d = p->data == WF_AUTO_I64 ? ranks / s : p->data;
+  if (s <= ranks && d >= 1 && d * s == ranks) {
+    *data = (int)d;
+    *sequence = (int)s;
+    return WF_OK;
+  }
+  if (p->data == WF_AUTO_I64)
+    return wf_hint(WF_FAIL(WF_EINVAL,
+                           "parallel.sequence: %lld ranks for a sequence, which the %d started are no "
+                           "multiple of",
+                           (long long)s, ranks),
+                   "start weft with mpirun -n %lld, or any multiple of it", (long long)s);
+  return wf_hint(WF_FAIL(WF_EINVAL, "parallel: data %lld x sequence %lld is %lld ranks, and %d %s started",
+                         (long long)d, (long long)s, (long long)(d * s), ranks, ranks == 1 ? "was" : "were"),
+                 "start weft with mpirun -n %lld, or leave parallel.data out", (long long)(d * s));
+}
+
+/* The same config and the same program on every rank. */
+static wf_status check_same(const wf_config *cfg, wf_comm *c) {
+  char *text;
+  WF_TRY(wf_config_print(cfg, &text));
+  uint64_t hash = XXH3_64bits(text, strlen(text));
+  wf_free(text);
+  wf_status st = wf_agree_on(c, hash, "the config");
+  if (st == WF_OK) st = wf_agree_on(c, XXH3_64bits(WEFT_VERSION, sizeof WEFT_VERSION), "the version of weft");
+  if (st == WF_EPEER)
+    wf_hint(st, "start every rank with the same arguments, from the same files, with the same weft");
+  return st;
+}
+
+/* Cores over the ranks of this host; a rank that was bound to some uses those. */
+static void share_threads(const wf_config *cfg, const wf_comm *world) {
+  int local = wf_comm_local_size(world), mine = omp_get_num_procs();
+  if (local < 2 || cfg->run.threads != WF_AUTO_I64 || getenv("OMP_NUM_THREADS")) return;
+  if (mine >= sysconf(_SC_NPROCESSORS_ONLN)) mine = mine / local;
+  omp_set_num_threads(mine > 1 ? mine : 1);
+}
+
+wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out) {
+  wf_comm *world;
+  int data = 1, sequence = 1;
+  *out = (wf_mesh){0};
+  WF_TRY(open_world(cfg, &world));
+  wf_status st = shape_of(cfg, wf_comm_size(world), &data, &sequence);
+  if (st == WF_OK && wf_comm_size(world) > 1) st = check_same(cfg, world);
+  if (st != WF_OK) {
+    wf_comm_free(world);
+    return st;
+  }
+  share_threads(cfg, world);
+  return wf_mesh_open(world, data, sequence, WF_LAYOUT_CONTIGUOUS, out);
+}
+
+wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *mesh) {
+  const wf_state_spec *spec = wf_model_state_spec(m);
+  bool zigzag = cfg->parallel.layout == WF_LAYOUT_ZIGZAG;
+  for (int i = 0; i < spec->n && cfg->parallel.layout < 0; i++) zigzag |= spec->slot[i].grows;
+  if (!zigzag || wf_comm_size(mesh->sequence) == 1) return WF_OK;
+  wf_layout *layout;
+  WF_TRY(wf_layout_create(WF_LAYOUT_ZIGZAG, wf_comm_size(mesh->sequence), NULL, &layout));
+  wf_layout_free(mesh->layout);
+  mesh->dist.layout = mesh->layout = layout;
+  return WF_OK;
+}
+
+/* ---- sums ---- */
+
+wf_status wf_parallel_totals(const wf_mesh *m, wf_totals *t) {
+  if (wf_comm_size(m->world) == 1) return WF_OK;
+  bool once = wf_comm_rank(m->sequence) == 0;
+  double sum[] = {t->loss, once ? (double)t->labels : 0, once ? (double)t->tokens : 0, t->stop};
+  WF_TRY(wf_comm_all_reduce_host(m->world, WF_F64, sum, 4, WF_REDUCE_SUM));
+  *t = (wf_totals){sum[0], (int64_t)sum[1], (int64_t)sum[2], sum[3] > 0};
+  return WF_OK;
+}
+
+wf_status wf_parallel_gradients(const wf_mesh *m, int n_groups, const wf_opt_group *group) {
+  if (wf_comm_size(m->world) == 1) return WF_OK;
+  for (int i = 0; i < n_groups; i++) WF_TRY(wf_comm_all_reduce(m->world, group[i].grad, WF_REDUCE_SUM, NULL));
+  return WF_OK;
+}
+
+void wf_parallel_describe(const wf_mesh *m, char out[160]) {
+  out[0] = '\0';
+  if (wf_comm_size(m->world) == 1) return;
+  int data = wf_comm_size(m->data), sequence = wf_comm_size(m->sequence);
+  snprintf(out, 160, "%d x %d ranks (data x sequence)%s, %s, %d thread%s each", data, sequence,
+           sequence == 1                      ? ""
+           : m->layout->n_segments > sequence ? ", zigzag"
+                                              : ", contiguous",
+           wf_comm_name(m->world), omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s");
+}

@@ -1,0 +1,50 @@
+/* parallel: how a run spreads over the processes that mpirun or srun started.
+ *
+ * Every rank reads the same config and makes the same model from the same seed. The ranks of `data` share a
+ * batch, those of `sequence` share each of its sequences (dist/mesh.h). Gradients are summed over all of them
+ * and divided once by the number of labels in the whole batch, so any mesh takes the same steps. Rank 0
+ * leads: it alone prints and writes files.
+ */
+#ifndef WF_EXPERIMENTS_PARALLEL_H
+#define WF_EXPERIMENTS_PARALLEL_H
+
+#include "dist/mesh.h"
+#include "experiments/config.h"
+#include "layers/model.h"
+#include "optim/optimizer.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The job's ranks as the config's mesh, before anything else is opened: one without mpirun. Sets the threads
+ * of this process where the config leaves them open. Errors with hints: a mesh that does not fit the number
+ * of ranks, a transport this build lacks, ranks with different configs or another weft. The caller closes. */
+wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out);
+/* The layout of sequences where the config leaves it to us, known with the model: zigzag for attention over
+ * everything before, else contiguous. Same on all ranks. */
+wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *mesh);
+
+static inline bool wf_parallel_leads(const wf_mesh *m) {
+  return wf_comm_rank(m->world) == 0;
+}
+
+/* Sums of a step over all ranks. Labels and tokens are those of the rank's batch, which the ranks of a
+ * sequence all know and which count once. */
+typedef struct wf_totals {
+  double loss;
+  int64_t labels, tokens;
+  bool stop; /* some rank was asked to stop */
+} wf_totals;
+wf_status wf_parallel_totals(const wf_mesh *m, wf_totals *t);
+/* Each group's gradient becomes the sum over all ranks. */
+wf_status wf_parallel_gradients(const wf_mesh *m, int n_groups, const wf_opt_group *group);
+
+/* "2 x 4 ranks (data x sequence), zigzag, mpi", for the start of a run; nothing for one rank. */
+void wf_parallel_describe(const wf_mesh *m, char out[160]);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

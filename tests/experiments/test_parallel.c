@@ -1,0 +1,145 @@
+/* Training over ranks that mpirun starts: any mesh takes the steps of one process, and goes on from a
+ * checkpoint of any other. */
+#define _GNU_SOURCE
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "core/file.h"
+#include "core/rng.h"
+#include "tests/check_main.h"
+#include "tests/experiments/run_weft.h"
+
+static const char config[] = "data: {store: text.h5, seq_len: 47, shuffle: true}\n"
+                             "model:\n"
+                             "  d_model: 16\n"
+                             "  blocks:\n"
+                             "    - {mixer: {type: simple_gla, heads: 2}, mlp: {type: swiglu, width: 24}}\n"
+                             "    - {mixer: {type: mamba2, head_dim: 8}, mlp: {type: gelu, width: 24}}\n"
+                             "    - {mixer: {type: gated_deltanet, heads: 2}}\n"
+                             "    - {mixer: {type: slstm, heads: 2}}\n"
+                             "train:\n"
+                             "  steps: 50\n"
+                             "  batch_tokens: 376\n" /* 8 sequences */
+                             "  optimizer: {type: adamw, lr: 1.0e-3}\n"
+                             "  schedule: {type: constant}\n"
+                             "run: {threads: 1}\n"
+                             "eval: {every: 25}\n"
+                             "checkpoint: {every: 10}\n"
+                             "log: {every: 1}\n";
+
+static void make_text(void) {
+  temp_dir_make();
+  wf_rng_key key = wf_rng_key_make(1, "test", "text");
+  FILE *f = fopen(temp_path("many"), "w");
+  if (!f) abort();
+  for (uint64_t i = 0; i < 3000; i++) { /* of lengths from 1 to a few hundred */
+    fputc((int)('a' + wf_rng_below(key, i, 1 + wf_rng_below(key, i + 4000, 26))), f);
+    if (wf_rng_below(key, 9000 + i, 60) == 0 || i % 300 == 299) fputs("\n%\n", f);
+  }
+  if (fclose(f) != 0) abort();
+  if (wf_file_write(temp_path("c.yaml"), config, (int64_t)strlen(config)) != WF_OK) abort();
+  run("weft data build many --validation 0.1 --split % -o text.h5");
+}
+
+/* `n` processes; `arguments` of weft train c.yaml. */
+static void train(int n, const char *name, const char *arguments) {
+  char line[1500], mpirun[100] = "";
+  if (n > 1) snprintf(mpirun, sizeof mpirun, "mpirun -n %d", n);
+  snprintf(line, sizeof line, "%s " WEFT_PROGRAM " train c.yaml --set run.name=%s %s", mpirun, name,
+           arguments);
+  run(line);
+}
+
+enum { STEPS = 50 };
+
+/* The training losses, then the last validation loss. */
+static void losses(const char *name, double loss[STEPS + 1]) {
+  char path[200];
+  snprintf(path, sizeof path, "runs/%s/metrics.jsonl", name);
+  FILE *f = fopen(temp_path(path), "r");
+  ck_assert_ptr_nonnull(f);
+  char line[1000];
+  int n = 0;
+  while (fgets(line, sizeof line, f)) {
+    json_t *m = json_loads(line, 0, NULL);
+    ck_assert_ptr_nonnull(m);
+    ck_assert_int_lt(n, STEPS);
+    loss[n++] = json_number_value(json_object_get(m, "loss"));
+    if (json_object_get(m, "val_loss")) loss[STEPS] = json_number_value(json_object_get(m, "val_loss"));
+    json_decref(m);
+  }
+  fclose(f);
+  ck_assert_int_eq(n, STEPS);
+}
+
+static void same_curve(const char *name, const double one[STEPS + 1]) {
+  double other[STEPS + 1];
+  losses(name, other);
+  for (int i = 0; i <= STEPS; i++)
+    ck_assert_msg(fabs(other[i] - one[i]) <= 1e-5 * one[i], "%s, step %d: %.9g, alone %.9g", name, i + 1,
+                  other[i], one[i]);
+}
+
+START_TEST(any_mesh_takes_the_same_steps) {
+  static const struct {
+    int ranks;
+    const char *name, *arguments;
+  } meshes[] = {
+      {2, "data2", ""},
+      {2, "sequence2", "--set parallel.sequence=2"},
+      {3, "sequence3", "--set parallel.sequence=3 --set parallel.layout=contiguous"},
+      {4, "both", "--set parallel.sequence=2 --set train.accumulation=2"},
+      {2, "streamed", "--set parallel.sequence=2 --set train.stream=20"},
+      {2, "replicated", "--set parallel.zero=0"},
+  };
+  double one[STEPS + 1];
+  train(1, "alone", "");
+  losses("alone", one);
+  ck_assert_double_lt(one[STEPS - 1], one[0] - 0.2); /* it learns */
+  for (size_t i = 0; i < sizeof meshes / sizeof *meshes; i++) {
+    train(meshes[i].ranks, meshes[i].name, meshes[i].arguments);
+    same_curve(meshes[i].name, one);
+  }
+}
+END_TEST
+
+START_TEST(a_checkpoint_resumes_on_any_mesh) {
+  double one[STEPS + 1];
+  train(1, "still", "");
+  losses("still", one);
+  train(4, "moved", "--set train.steps=10 --set parallel.sequence=2");
+  train(2, "moved", "--set train.steps=20 --resume");
+  train(3, "moved", "--set train.steps=30 --set parallel.sequence=3 --resume");
+  train(1, "moved", "--resume");
+  same_curve("moved", one);
+}
+END_TEST
+
+START_TEST(wrong_launches_are_refused) {
+  ck_assert_int_ne(
+      shell("mpirun -n 2 " WEFT_PROGRAM " train c.yaml --set run.name=w --set parallel.sequence=3"), 0);
+  ck_assert_msg(strstr(output, "parallel.sequence: 3 ranks for a sequence"), "%s", output);
+  ck_assert_msg(strstr(output, "mpirun -n 3"), "%s", output);
+  expect("train c.yaml --set run.name=w --set parallel.data=2", 1,
+         "2 x sequence 1 is 2 ranks, and 1 was started");
+  ck_assert_int_ne(shell("mpirun -n 1 " WEFT_PROGRAM " train c.yaml --set run.name=w : -n 1 " WEFT_PROGRAM
+                         " train c.yaml --set run.name=w --set run.seed=2"),
+                   0);
+  ck_assert_msg(strstr(output, "the ranks do not agree on the config"), "%s", output);
+}
+END_TEST
+
+static Suite *suite(void) {
+  Suite *s = suite_create("parallel");
+  TCase *t = tcase_create("parallel");
+  tcase_set_timeout(t, 280);
+  tcase_add_unchecked_fixture(t, make_text, temp_dir_remove);
+  tcase_add_test(t, any_mesh_takes_the_same_steps);
+  tcase_add_test(t, a_checkpoint_resumes_on_any_mesh);
+  tcase_add_test(t, wrong_launches_are_refused);
+  suite_add_tcase(s, t);
+  return s;
+}
+
+WF_CHECK_MAIN(suite)
