@@ -8,241 +8,18 @@
 
 #include "core/memory.h"
 #include "dist/comm_impl.h"
-#include "tests/dist/ranks.h"
+#include "tests/dist/comm_trial.h"
 
-enum { MAX_RANKS = 8 };
 static const int sizes[] = {1, 2, 3, 4, 5, 8};
 static const int64_t lengths[] = {0, 1, 2, 63, 64, 65, 1000, 70001};
 enum { N_SIZES = sizeof sizes / sizeof *sizes, N_LENGTHS = sizeof lengths / sizeof *lengths };
-
-/* ---- a rank's tensors ---- */
-
-typedef struct bench {
-  wf_device *cpu;
-  wf_ctx *ctx;
-  wf_scope scope;
-} bench;
-
-static bench bench_open(void) {
-  bench b;
-  WF_RANK_OK(wf_device_open(WF_CPU, 0, &b.cpu));
-  WF_RANK_OK(wf_ctx_create(b.cpu, &b.ctx));
-  b.scope = wf_scope_open(b.ctx);
-  return b;
-}
-
-static void bench_close(bench *b) {
-  wf_scope_close(b->ctx, b->scope);
-  WF_RANK_OK(wf_ctx_check(b->ctx));
-  wf_ctx_free(b->ctx);
-  wf_device_close(b->cpu);
-}
-
-static void put(wf_tensor *x, int64_t i, double v) {
-  void *p = wf_data(x);
-  switch (x->dtype) {
-  case WF_F32: ((float *)p)[i] = (float)v; break;
-  case WF_F64: ((double *)p)[i] = v; break;
-  case WF_I32: ((int32_t *)p)[i] = (int32_t)v; break;
-  case WF_I64: ((int64_t *)p)[i] = (int64_t)v; break;
-  case WF_U8: ((uint8_t *)p)[i] = (uint8_t)v; break;
-  case WF_U32: ((uint32_t *)p)[i] = (uint32_t)v; break;
-  case WF_BF16: ((uint16_t *)p)[i] = wf_f32_to_bf16((float)v); break;
-  default: ((uint16_t *)p)[i] = (uint16_t)v; break;
-  }
-}
-
-static double get(const wf_tensor *x, int64_t i) {
-  const void *p = wf_data(x);
-  switch (x->dtype) {
-  case WF_F32: return (double)((const float *)p)[i];
-  case WF_F64: return ((const double *)p)[i];
-  case WF_I32: return ((const int32_t *)p)[i];
-  case WF_I64: return (double)((const int64_t *)p)[i];
-  case WF_U8: return ((const uint8_t *)p)[i];
-  case WF_U32: return ((const uint32_t *)p)[i];
-  case WF_BF16: return (double)wf_bf16_to_f32(((const uint16_t *)p)[i]);
-  default: return ((const uint16_t *)p)[i];
-  }
-}
-
-/* What element i of rank r's tensor holds: a small integer, exact in every type. */
-static double value(int r, int64_t i) {
-  return (double)((i * 7 + r * 31 + 5) % 100);
-}
-
-static wf_tensor *made(bench *b, wf_dtype dtype, int64_t n, int rank) {
-  wf_tensor *x = wf_empty(b->ctx, "test", dtype, 1, &n);
-  WF_RANK_ASSERT(!wf_is_poison(x), "%s", wf_error_message());
-  for (int64_t i = 0; i < n; i++) put(x, i, rank < 0 ? 99 : value(rank, i));
-  return x;
-}
-
-#define EXPECT(x, i, expected)                                                                               \
-  WF_RANK_ASSERT(get(x, i) == (expected), "%s: element %lld is %g instead of %g", wf_dtype_name((x)->dtype), \
-                 (long long)(i), get(x, i), (double)(expected))
-
-/* ---- each call, for one type and length ---- */
-
-typedef struct trial {
-  wf_comm *c;
-  bench *b;
-  wf_dtype dtype;
-  int64_t n;
-  bool later; /* with a pending */
-} trial;
-
-static void done(const trial *t, wf_pending **pending) {
-  wf_comm_poke(t->c);
-  WF_RANK_OK(wf_comm_wait(pending));
-  WF_RANK_ASSERT(!*pending, "a pending is left");
-}
-
-/* Uneven on purpose, and none on some ranks: rank i has n + i, or 0 where i % 3 == 1. */
-static int64_t uneven(const trial *t, int i) {
-  return t->n == 0 || i % 3 == 1 ? 0 : t->n + i;
-}
-
-static void try_ring(const trial *t) {
-  const int size = wf_comm_size(t->c), rank = wf_comm_rank(t->c);
-  const int next = (rank + 1) % size, before = (rank + size - 1) % size;
-  wf_pending *sent = NULL, *received = NULL;
-  wf_tensor *x = made(t->b, t->dtype, t->n, rank), *y = made(t->b, t->dtype, t->n, -1);
-  WF_RANK_OK(wf_comm_send(t->c, x, next, &sent));
-  WF_RANK_OK(wf_comm_recv(t->c, y, before, t->later ? &received : NULL));
-  if (t->later) done(t, &received);
-  done(t, &sent);
-  for (int64_t i = 0; i < t->n; i++) EXPECT(y, i, value(before, i));
-}
-
-/* Blocking on both sides: even ranks send first. */
-static void try_pairs(const trial *t) {
-  const int rank = wf_comm_rank(t->c), peer = rank ^ 1;
-  if (peer >= wf_comm_size(t->c)) return;
-  wf_tensor *x = made(t->b, t->dtype, t->n, rank), *y = made(t->b, t->dtype, t->n, -1);
-  if (rank % 2 == 0) WF_RANK_OK(wf_comm_send(t->c, x, peer, NULL));
-  WF_RANK_OK(wf_comm_recv(t->c, y, peer, NULL));
-  if (rank % 2 == 1) WF_RANK_OK(wf_comm_send(t->c, x, peer, NULL));
-  for (int64_t i = 0; i < t->n; i++) EXPECT(y, i, value(peer, i));
-}
-
-static void try_broadcast(const trial *t) {
-  for (int root = 0; root < wf_comm_size(t->c); root++) {
-    wf_pending *p = NULL;
-    wf_tensor *x = made(t->b, t->dtype, t->n, wf_comm_rank(t->c));
-    WF_RANK_OK(wf_comm_broadcast(t->c, x, root, t->later ? &p : NULL));
-    done(t, &p);
-    for (int64_t i = 0; i < t->n; i++) EXPECT(x, i, value(root, i));
-  }
-}
-
-static double reduced(int size, int64_t i, wf_reduce how) {
-  double v = value(0, i);
-  for (int r = 1; r < size; r++)
-    v = how == WF_REDUCE_SUM   ? v + value(r, i)
-        : how == WF_REDUCE_MAX ? fmax(v, value(r, i))
-                               : fmin(v, value(r, i));
-  return v;
-}
-
-static bool reducible(wf_dtype d) {
-  return d == WF_F32 || d == WF_F64 || d == WF_I32 || d == WF_I64;
-}
-
-static void try_all_reduce(const trial *t) {
-  static const wf_reduce all[] = {WF_REDUCE_SUM, WF_REDUCE_MAX, WF_REDUCE_MIN};
-  for (int h = 0; h < 3; h++) {
-    wf_pending *p = NULL;
-    wf_tensor *x = made(t->b, t->dtype, t->n, wf_comm_rank(t->c));
-    const wf_status s = wf_comm_all_reduce(t->c, x, all[h], t->later ? &p : NULL);
-    if (!reducible(t->dtype)) {
-      WF_RANK_ASSERT(s == WF_EINVAL, "%s was reduced", wf_dtype_name(t->dtype));
-      continue;
-    }
-    WF_RANK_OK(s);
-    done(t, &p);
-    for (int64_t i = 0; i < t->n; i++) EXPECT(x, i, reduced(wf_comm_size(t->c), i, all[h]));
-  }
-}
-
-static void try_reduce_scatter(const trial *t) {
-  const int size = wf_comm_size(t->c), rank = wf_comm_rank(t->c);
-  int64_t counts[MAX_RANKS];
-  for (int i = 0; i < size; i++) counts[i] = uneven(t, i);
-  wf_pending *p = NULL;
-  wf_tensor *x = made(t->b, t->dtype, wf_sum_counts(counts, size), rank),
-            *y = made(t->b, t->dtype, counts[rank], -1);
-  const wf_status s = wf_comm_reduce_scatter(t->c, x, counts, y, t->later ? &p : NULL);
-  if (!reducible(t->dtype)) {
-    WF_RANK_ASSERT(s == WF_EINVAL, "%s was reduced", wf_dtype_name(t->dtype));
-    return;
-  }
-  WF_RANK_OK(s);
-  done(t, &p);
-  const int64_t first = wf_sum_counts(counts, rank);
-  for (int64_t i = 0; i < counts[rank]; i++) EXPECT(y, i, reduced(size, first + i, WF_REDUCE_SUM));
-}
-
-static void try_all_gather(const trial *t, bool in_place) {
-  const int size = wf_comm_size(t->c), rank = wf_comm_rank(t->c);
-  int64_t counts[MAX_RANKS];
-  for (int i = 0; i < size; i++) counts[i] = uneven(t, i);
-  wf_pending *p = NULL;
-  wf_tensor *x = made(t->b, t->dtype, counts[rank], rank),
-            *y = made(t->b, t->dtype, wf_sum_counts(counts, size), -1);
-  if (in_place) {
-    const int64_t first = wf_sum_counts(counts, rank), one = 1;
-    x = wf_view_raw(y, 1, &counts[rank], &one, first);
-    for (int64_t i = 0; i < counts[rank]; i++) put(x, i, value(rank, i));
-  }
-  WF_RANK_OK(wf_comm_all_gather(t->c, x, counts, y, t->later ? &p : NULL));
-  done(t, &p);
-  for (int r = 0; r < size; r++)
-    for (int64_t i = 0; i < counts[r]; i++) EXPECT(y, wf_sum_counts(counts, r) + i, value(r, i));
-}
-
-/* Rank a sends rank b t->n + 2 a + b elements, and none where (a + b) % 3 == 2. */
-static int64_t crossing(const trial *t, int a, int b) {
-  return t->n == 0 || (a + b) % 3 == 2 ? 0 : t->n + 2 * a + b;
-}
-
-static void try_all_to_all(const trial *t) {
-  const int size = wf_comm_size(t->c), rank = wf_comm_rank(t->c);
-  int64_t send[MAX_RANKS], recv[MAX_RANKS];
-  for (int i = 0; i < size; i++) send[i] = crossing(t, rank, i), recv[i] = crossing(t, i, rank);
-  wf_pending *p = NULL;
-  wf_tensor *x = made(t->b, t->dtype, wf_sum_counts(send, size), rank);
-  wf_tensor *y = made(t->b, t->dtype, wf_sum_counts(recv, size), -1);
-  WF_RANK_OK(wf_comm_all_to_all(t->c, x, send, y, recv, t->later ? &p : NULL));
-  done(t, &p);
-  for (int r = 0; r < size; r++) {
-    int64_t theirs = 0; /* where the run for us starts in rank r's tensor */
-    for (int i = 0; i < rank; i++) theirs += crossing(t, r, i);
-    for (int64_t i = 0; i < recv[r]; i++) EXPECT(y, wf_sum_counts(recv, r) + i, value(r, theirs + i));
-  }
-}
-
-static void try_all(wf_comm *c, wf_dtype dtype, int64_t n, bool later) {
-  bench b = bench_open();
-  const trial t = {c, &b, dtype, n, later};
-  try_ring(&t);
-  try_pairs(&t);
-  try_broadcast(&t);
-  try_all_reduce(&t);
-  try_reduce_scatter(&t);
-  try_all_gather(&t, false);
-  try_all_gather(&t, true);
-  try_all_to_all(&t);
-  WF_RANK_OK(wf_comm_barrier(c));
-  bench_close(&b);
-}
 
 static void every_call(wf_comm *c, void *arg) {
   (void)arg;
   for (int d = 0; d < WF_N_DTYPES; d++)
     for (int l = 0; l < N_LENGTHS; l++)
       for (int later = 0; later < 2; later++)
-        if (lengths[l] <= 1000 || d == WF_F32) try_all(c, (wf_dtype)d, lengths[l], later);
+        if (lengths[l] <= 1000 || d == WF_F32) try_all(c, WF_CPU, (wf_dtype)d, lengths[l], later);
 }
 
 START_TEST(calls) {
@@ -255,7 +32,7 @@ static void in_pieces(wf_comm *c, void *arg) {
   (void)arg;
   c->most = 7;
   for (int l = 0; l < N_LENGTHS - 1; l++)
-    for (int later = 0; later < 2; later++) try_all(c, later ? WF_F32 : WF_I64, lengths[l], later);
+    for (int later = 0; later < 2; later++) try_all(c, WF_CPU, later ? WF_F32 : WF_I64, lengths[l], later);
 }
 
 START_TEST(pieces) {
@@ -269,7 +46,7 @@ END_TEST
 static void backwards(wf_comm *c, void *arg) {
   (void)arg;
   enum { N = 9 };
-  bench b = bench_open();
+  bench b = bench_open(WF_CPU);
   const int size = wf_comm_size(c), rank = wf_comm_rank(c);
   const int next = (rank + 1) % size, before = (rank + size - 1) % size;
   wf_tensor *x[N], *y[N], *sum = made(&b, WF_F64, 50, rank), *most = made(&b, WF_I32, 11, rank);
@@ -305,7 +82,7 @@ END_TEST
 static void same_bytes(wf_comm *c, void *arg) {
   (void)arg;
   enum { N = 3001 };
-  bench b = bench_open();
+  bench b = bench_open(WF_CPU);
   const int64_t n = N, all = (int64_t)N * wf_comm_size(c);
   int64_t counts[MAX_RANKS];
   for (int i = 0; i < wf_comm_size(c); i++) counts[i] = N;
@@ -343,7 +120,7 @@ static void groups(wf_comm *c, void *arg) {
   WF_RANK_ASSERT(wf_comm_local_size(half) == n, "all are on this host");
   WF_RANK_ASSERT(strcmp(wf_comm_name(half), wf_comm_name(c)) == 0, "a group of another kind");
 
-  bench b = bench_open();
+  bench b = bench_open(WF_CPU);
   int64_t counts[MAX_RANKS];
   for (int i = 0; i < MAX_RANKS; i++) counts[i] = 1;
   const int64_t members = n;
@@ -384,7 +161,7 @@ END_TEST
 
 static void counters(wf_comm *c, void *arg) {
   (void)arg;
-  bench b = bench_open();
+  bench b = bench_open(WF_CPU);
   const int size = wf_comm_size(c), rank = wf_comm_rank(c);
   const trial t = {c, &b, WF_F32, 65, true};
   int64_t gathered[MAX_RANKS], all = 0, crossed = 0;
@@ -422,7 +199,7 @@ END_TEST
 
 static void refusals(wf_comm *c, void *arg) {
   (void)arg;
-  bench b = bench_open();
+  bench b = bench_open(WF_CPU);
   const int size = wf_comm_size(c), rank = wf_comm_rank(c);
   const int64_t many = 2 * size;
   int64_t counts[MAX_RANKS], bad[MAX_RANKS];
@@ -516,15 +293,10 @@ typedef struct unhappy {
 
 static void *unhappy_thread(void *arg) {
   unhappy *u = arg;
-  wf_device *cpu = NULL;
-  bench b = {0};
-  if (wf_device_open(WF_CPU, 0, &cpu) != WF_OK || wf_ctx_create(cpu, &b.ctx) != WF_OK) return NULL;
-  b.scope = wf_scope_open(b.ctx);
+  bench b = bench_open(WF_CPU);
   u->status = have_mishap(u->c, &b, u->m);
   snprintf(u->message, sizeof u->message, "%s", wf_error_message());
-  wf_scope_close(b.ctx, b.scope);
-  wf_ctx_free(b.ctx);
-  wf_device_close(cpu);
+  bench_close(&b);
   wf_comm_free(u->c);
   return NULL;
 }
