@@ -194,6 +194,13 @@ static int report(void) {
   return 1;
 }
 
+static int code_of(wf_status s) {
+  if (s == WF_OK) return 0;
+  if (s != WF_EINTERRUPTED) return report();
+  fflush(stdout); /* it has said so itself */
+  return WF_EXIT_REQUEUE;
+}
+
 /* How many of the given words are the command's name: 1 or 2, 0 when they are not. */
 static int name_length(const wf_command *c, int argc, const char *const *argv) {
   const char *space = strchr(c->name, ' ');
@@ -244,7 +251,7 @@ int wf_program(const wf_command *const *commands, int argc, const char *const *a
   }
   for (const wf_command *const *c = commands; *c; c++) {
     const int used = name_length(*c, n, words);
-    if (used) return run(*c, n - used, words + used) == WF_OK ? 0 : report();
+    if (used) return code_of(run(*c, n - used, words + used));
   }
   unknown_command(commands, n, words);
   return report();

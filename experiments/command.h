@@ -47,8 +47,10 @@ typedef struct wf_command {
   wf_status (*run)(const wf_args *args);
 } wf_command;
 
+enum { WF_EXIT_REQUEUE = 75 }; /* stopped in good order, to be started again (EX_TEMPFAIL of sysexits.h) */
+
 /* The whole program but for the process around it: finds the command among `commands` (ending with NULL),
- * parses, runs it and reports. Returns the exit code, 0 or 1. */
+ * parses, runs it and reports. Returns the exit code: 0, 1, or WF_EXIT_REQUEUE for WF_EINTERRUPTED. */
 int wf_program(const wf_command *const *commands, int argc, const char *const *argv);
 
 extern const wf_command *const wf_commands[]; /* all of weft's, ending with NULL */

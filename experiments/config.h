@@ -112,6 +112,7 @@ typedef struct wf_config_train {
 typedef struct wf_config_parallel {
   int64_t data, sequence, zero;
   int layout, transport;
+  double timeout, step_timeout;
 } wf_config_parallel;
 
 typedef struct wf_config_eval {

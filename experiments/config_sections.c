@@ -98,6 +98,10 @@ static const wf_option parallel_table[] = {
                  "what carries messages between ranks"),
     WF_OPT_I64F(wf_config_parallel, zero, "1", 0, 1, WF_OPT_RESUME,
                 "1: optimiser state is divided over the ranks of data; 0: each has all"),
+    WF_OPT_F64F(wf_config_parallel, timeout, "60", 1, 1e6, WF_OPT_RESUME,
+                "seconds without a sign of life from a rank before the job ends"),
+    WF_OPT_F64F(wf_config_parallel, step_timeout, "3600", 0, 1e9, WF_OPT_RESUME,
+                "seconds a rank may stay in one phase of a step before the job ends; 0: any"),
     WF_OPT_END};
 
 static const wf_option eval_table[] = {

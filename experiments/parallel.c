@@ -2,6 +2,7 @@
 #include "experiments/parallel.h"
 #include "core/memory.h"
 
+#include <math.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,11 +95,19 @@ wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *m
 /* ---- sums ---- */
 
 wf_status wf_parallel_totals(const wf_mesh *m, wf_totals *t) {
-  if (wf_comm_size(m->world) == 1) return WF_OK;
-  bool once = wf_comm_rank(m->sequence) == 0;
-  double sum[] = {t->loss, once ? (double)t->labels : 0, once ? (double)t->tokens : 0, t->stop};
-  WF_TRY(wf_comm_all_reduce_host(m->world, WF_F64, sum, 4, WF_REDUCE_SUM));
-  *t = (wf_totals){sum[0], (int64_t)sum[1], (int64_t)sum[2], sum[3] > 0};
+  int rank = wf_comm_rank(m->world), size = wf_comm_size(m->world);
+  bool finite = isfinite(t->loss), once = wf_comm_rank(m->sequence) == 0;
+  t->bad_rank = finite ? -1 : rank;
+  if (size == 1) return WF_OK;
+  double sum[] = {t->loss, once ? (double)t->labels : 0, once ? (double)t->tokens : 0};
+  double most[] = {t->stop, finite ? 0 : size - rank};
+  WF_TRY(wf_comm_all_reduce_host(m->world, WF_F64, sum, 3, WF_REDUCE_SUM));
+  WF_TRY(wf_comm_all_reduce_host(m->world, WF_F64, most, 2, WF_REDUCE_MAX));
+  *t = (wf_totals){.loss = sum[0],
+                   .labels = (int64_t)sum[1],
+                   .tokens = (int64_t)sum[2],
+                   .stop = (int)most[0],
+                   .bad_rank = most[1] > 0 ? size - (int)most[1] : -1};
   return WF_OK;
 }
 

@@ -34,7 +34,8 @@ static inline bool wf_parallel_leads(const wf_mesh *m) {
 typedef struct wf_totals {
   double loss;
   int64_t labels, tokens;
-  bool stop; /* some rank was asked to stop */
+  int stop;     /* WF_STOP... (train.h) that some rank was asked for; 0: none */
+  int bad_rank; /* the first whose own loss is not finite; -1: none */
 } wf_totals;
 wf_status wf_parallel_totals(const wf_mesh *m, wf_totals *t);
 /* Each group's gradient becomes the sum over all ranks. */

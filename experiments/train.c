@@ -5,6 +5,7 @@
 #include "core/memory.h"
 #include "core/ops.h"
 #include "data/loader.h"
+#include "dist/watch.h"
 #include "experiments/assemble.h"
 #include "experiments/checkpoint.h"
 #include "experiments/convert.h"
@@ -26,7 +27,8 @@
 
 typedef struct run {
   wf_config *cfg;
-  const wf_train_options *o;
+  wf_train_options *o;
+  wf_watch *watch;
   char *config_text; /* resolved, as stored */
   wf_mesh mesh;
   bool leads; /* rank 0: prints and writes files */
@@ -45,7 +47,7 @@ typedef struct run {
   wf_snapshot snap;
   int64_t last_saved; /* step of the newest checkpoint, -1 for none */
   double matrix_rate, began;
-  bool stop;            /* a rank was asked to, before the last step ended */
+  int stop;             /* WF_STOP... that a rank was asked for before the last step ended */
   int64_t before_steps; /* bytes held when the first step begins */
 } run;
 
@@ -221,6 +223,7 @@ static void close_run(run *r) {
 
 static wf_status save(run *r) {
   if (r->last_saved == r->snap.step) return WF_OK;
+  wf_watch_phase(r->watch, r->snap.step, "saving a checkpoint");
   char dir[4096];
   join(dir, r, "checkpoints");
   double t0 = wf_now();
@@ -235,6 +238,7 @@ static wf_status save(run *r) {
 }
 
 static wf_status evaluate(run *r, wf_evaluation *e) {
+  wf_watch_phase(r->watch, r->snap.step, "an evaluation");
   double t0 = wf_now();
   if (r->ema) WF_TRY(wf_ema_swap(r->ema));
   int split = r->cfg->eval.split == WF_SPLIT_TEST ? WF_TEST : WF_VALIDATION;
@@ -256,13 +260,18 @@ typedef struct step_result {
   double loss, lr;
   wf_grad_norm grad;
   int64_t tokens;
+  int bad_rank; /* whose loss is not finite, or -1 */
 } step_result;
+
+static void phase(run *r, const char *what) {
+  wf_watch_phase(r->watch, r->snap.step + 1, what);
+}
 
 /* Gradients of the sum of losses over all parts of the batch. */
 static wf_status gradients(run *r, wf_totals *total) {
   wf_params *ps = wf_model_params(r->model);
   int64_t parts = r->cfg->train.accumulation;
-  *total = (wf_totals){.stop = r->o->stop && *r->o->stop};
+  *total = (wf_totals){.stop = r->o->stop ? *r->o->stop : 0};
   wf_params_reset(ps);
   wf_params_hold(ps);
   for (int64_t k = 0; k < parts; k++) {
@@ -282,16 +291,21 @@ static wf_status gradients(run *r, wf_totals *total) {
     total->tokens += b->n_tokens;
     r->snap.cursor = b->cursor;
   }
+  phase(r, "the sum of losses");
   WF_TRY(wf_parallel_totals(&r->mesh, total));
+  phase(r, "the sum of gradients");
   return wf_parallel_gradients(&r->mesh, r->groups.n, r->groups.group);
 }
 
 static wf_status bad_step(run *r, const step_result *s) {
   wf_grad_bad bad;
+  char rank[40] = "";
   WF_TRY(wf_grad_find_bad(r->groups.n, r->groups.group, &bad));
-  wf_progress_note(&r->progress, "step %lld skipped: loss %g, gradient norm %g; first bad: %s",
+  if (s->bad_rank >= 0 && wf_comm_size(r->mesh.world) > 1)
+    snprintf(rank, sizeof rank, "; first on rank %d", s->bad_rank);
+  wf_progress_note(&r->progress, "step %lld skipped: loss %g, gradient norm %g; first bad: %s%s",
                    (long long)r->snap.step + 1, s->loss, s->grad.norm,
-                   bad.range ? bad.range->name : "the loss");
+                   bad.range ? bad.range->name : "the loss", rank);
   if (wf_optimizer_skipped_in_row(r->optimizer) <= r->cfg->train.max_skipped) return WF_OK;
   return wf_hint(
       WF_FAIL(WF_ENUMERIC, "%lld steps in a row had a loss or gradient that is not finite; first bad: %s",
@@ -323,13 +337,16 @@ static wf_status fitting(run *r, wf_status s) {
 
 static wf_status one_step(run *r, step_result *out) {
   const wf_config_train *t = &r->cfg->train;
+  phase(r, "the gradients");
   wf_totals total;
   wf_status s = gradients(r, &total);
   if (s != WF_OK) return fitting(r, s);
   double per_label = total.labels ? 1 / (double)total.labels : 0;
   out->tokens = total.tokens;
   out->loss = total.loss * per_label;
+  out->bad_rank = total.bad_rank;
   r->stop = total.stop;
+  phase(r, "the update");
   WF_TRY(wf_grad_measure(r->c, r->groups.n, r->groups.group, per_label, t->clip, &out->grad));
   if (!isfinite(total.loss)) out->grad.scale = NAN;
   double factor =
@@ -385,6 +402,7 @@ static wf_status loop(run *r) {
   while (r->snap.step < cfg->train.steps) {
     if (r->stop) {
       WF_TRY(save(r));
+      r->o->requeue = r->stop == WF_STOP_REQUEUE;
       return WF_FAIL(WF_EINTERRUPTED, "stopped by a signal after step %lld; the checkpoint is saved",
                      (long long)r->snap.step);
     }
@@ -412,10 +430,15 @@ static void fail_alone(const run *r) {
 }
 
 static wf_status open_ranks(run *r) {
+  const wf_config_parallel *p = &r->cfg->parallel;
+  const char *warning;
   WF_TRY(wf_parallel_open(r->cfg, &r->mesh));
-  r->leads = wf_parallel_leads(&r->mesh);
+  r->leads = r->o->leads = wf_parallel_leads(&r->mesh);
   r->out = r->leads ? stdout : fopen("/dev/null", "w");
   if (!r->out) return WF_FAIL(WF_EIO, "cannot write to /dev/null");
+  WF_TRY(
+      wf_watch_start(r->mesh.world, &(wf_watch_options){p->timeout, p->step_timeout}, &r->watch, &warning));
+  if (warning) fprintf(r->out, "warning: %s\n", warning);
   if (wf_comm_size(r->mesh.world) == 1 || !r->cfg->train.carry_state) return WF_OK;
   return wf_hint(WF_FAIL(WF_EUNSUPPORTED, "train.carry_state does not run over ranks yet"),
                  "start weft without mpirun, or leave train.carry_state out");
@@ -443,10 +466,11 @@ static wf_status train(run *r) {
   return s;
 }
 
-wf_status wf_train(wf_config *cfg, const wf_train_options *o) {
+wf_status wf_train(wf_config *cfg, wf_train_options *o) {
   run r = {.cfg = cfg, .o = o, .last_saved = -1};
   r.metrics.fd = -1;
   wf_status s = train(&r);
+  if (r.watch) wf_watch_stop(r.mesh.world, r.watch);
   close_run(&r);
   return s;
 }

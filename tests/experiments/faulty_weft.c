@@ -1,0 +1,51 @@
+/* faulty_weft: weft with a layer that fails on one rank at one step, for test_faults.c.
+ *
+ *     WEFT_FAULT=nan:1:5   rank 1 multiplies by NaN in the 6th step
+ *     WEFT_FAULT=sleep:1:5 ... never comes back from it
+ *     WEFT_FAULT=error:1:5 ... fails
+ */
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/memory.h"
+#include "experiments/command.h"
+#include "layers/layer.h"
+
+static const wf_option none[] = {WF_OPT_END};
+
+static wf_status init(wf_build *b, const void *options, void **self) {
+  (void)b, (void)options;
+  WF_CALLOC(*self, "model", 1);
+  return WF_OK;
+}
+
+static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
+  (void)self;
+  const char *fault = getenv("WEFT_FAULT"), *mine = getenv("OMPI_COMM_WORLD_RANK");
+  char kind[16];
+  int rank, step;
+  if (!r->train || !fault || !mine || sscanf(fault, "%15[a-z]:%d:%d", kind, &rank, &step) != 3) return x;
+  if (rank != atoi(mine) || step != r->step) return x;
+  if (strcmp(kind, "error") == 0) return wf_poison(r->c, WF_FAIL(WF_ENUMERIC, "the layer fails, as asked"));
+  while (strcmp(kind, "sleep") == 0) sleep(1);
+  return wf_affine(r->c, x, NAN, 0);
+}
+
+static const wf_layer_type faulty = {.kind = WF_LAYER_MLP,
+                                     .name = "faulty",
+                                     .help = "fails where WEFT_FAULT says",
+                                     .paper = "",
+                                     .options = none,
+                                     .options_size = 1,
+                                     .init = init,
+                                     .forward = forward};
+
+int main(int argc, char **argv) {
+  signal(SIGXFSZ, SIG_IGN); /* as weft itself does */
+  if (wf_layer_register(&faulty) != WF_OK) return 9;
+  return wf_program(wf_commands, argc, (const char *const *)argv);
+}
