@@ -1,7 +1,7 @@
 /* recur against the recurrence written out in expressions, row by row and token by token in float64, whose
  * gradient is the tape's: every cell, odd heads and widths, rows that take, leave and begin states, masks, 1
  * to 5 threads; cuts with the state handed over; causality; masks as their papers draw them. */
-#include "tests/core/seq_test.h"
+#include "tests/core/scan_test.h"
 
 #include <omp.h>
 
@@ -166,15 +166,6 @@ static void forget(result *r) {
   for (int i = 0; i < INPUTS; i++) free(r->grad[i]);
 }
 
-static void number_rows(problem *p) {
-  p->n = 0;
-  for (int64_t i = 0; i < p->rows; i++) {
-    p->row[i].begin = p->n;
-    p->row[i].place = p->row[i].pos;
-    p->n += p->row[i].len;
-  }
-}
-
 static wf_tensor *run_op(const problem *p, const var *in, const wf_rows *rows, wf_tensor *state,
                          wf_tensor **left) {
   wf_recur_in a = {.cell = p->cell,
@@ -232,7 +223,7 @@ static void agree(const problem *p, const inputs *e, const result *got, const re
 
 /* `exact`, `rough`: tolerances in float64 and float32. */
 static void check(problem p, double exact, double rough) {
-  number_rows(&p);
+  p.n = lay_rows(p.rows, p.row);
   inputs e = make(&p);
   result want = run(&p, &e, WF_F64, true);
   static const int threads[] = {1, 2, 3, 5};
@@ -404,7 +395,7 @@ START_TEST(test_causal_bitwise) {
   open_cpu();
   for (wf_recur_cell c = WF_RECUR_LSTM; c <= WF_RECUR_SLSTM; c++) {
     problem p = {c, 2, {{.len = 20}, {.len = 12, .lane = 1}}, .lanes = 2, .heads = 2, .dim = 9, .scale = 1};
-    number_rows(&p);
+    p.n = lay_rows(p.rows, p.row);
     inputs e = make(&p);
     int64_t token = e.count[X] / p.n;
     for (int64_t t = 1; t < 20; t += 3) {
@@ -428,7 +419,7 @@ START_TEST(test_stabiliser) {
   problem p = {
       WF_RECUR_SLSTM, 1, {{.len = 15, .flags = 1, .pos = 4}}, .lanes = 1, .heads = 1, .dim = 6, .scale = 2,
       .state = true};
-  number_rows(&p);
+  p.n = lay_rows(p.rows, p.row);
   inputs e = make(&p);
   result a = run(&p, &e, WF_F64, false);
   for (int j = 0; j < 6; j++) {
@@ -453,7 +444,7 @@ START_TEST(test_identities) {
   const double wide = 800;
   for (wf_recur_cell c = WF_RECUR_LSTM; c <= WF_RECUR_SLSTM; c++) {
     problem p = {c, 1, {{.len = T}}, .lanes = 1, .heads = 1, .dim = D, .scale = 2};
-    number_rows(&p);
+    p.n = lay_rows(p.rows, p.row);
     inputs e = make(&p);
     int64_t G = gates(&p);
     double want[T * D], *x = e.x[X], *r = e.x[R];

@@ -1,7 +1,7 @@
 /* The linear-recurrence family against the recurrence run token by token in double, forwards and backwards:
  * every member, every chunk, odd lengths, heads and widths, decays from 0 to -50, heads that share q and k,
  * rows that take, leave and begin states; any cut with the state handed over. */
-#include "tests/core/seq_test.h"
+#include "tests/core/scan_test.h"
 
 #include <omp.h>
 
@@ -135,13 +135,7 @@ static expected by_tokens(problem *p) {
   }
   x.o = doubles(nh * p->v), x.dout = numbers(nh * p->v, "do");
   x.left = doubles(p->lanes * size), x.dleft = numbers(p->lanes * size, "dleft");
-  for (int64_t l = 0; l < p->lanes && p->state; l++) {
-    bool left = false;
-    for (int64_t r = 0; r < p->rows; r++) left |= p->row[r].lane == l && p->row[r].flags & WF_ROW_LEAVES;
-    if (left) continue;
-    memcpy(x.left + l * size, x.in[STATE] + l * size, (size_t)size * sizeof(double));
-    memcpy(x.grad[STATE] + l * size, x.dleft + l * size, (size_t)size * sizeof(double));
-  }
+  if (p->state) pass_lanes(p->rows, p->row, p->lanes, size, x.in[STATE], x.dleft, x.left, x.grad[STATE]);
   for (int64_t r = 0; r < p->rows; r++)
     for (int64_t h = 0; h < p->heads; h++) one_row(p, &x, &p->row[r], h);
   x.gate = sqrt(x.gate);
@@ -153,10 +147,10 @@ static void drop(expected *x) {
   free(x->o), free(x->dout), free(x->left), free(x->dleft);
 }
 
-/* Input i of the problem for tokens [begin, begin + n), or NULL where the member has none. */
-static wf_tensor *input(const problem *p, const expected *e, wf_dtype dtype, int i, int64_t begin,
-                        int64_t n) {
-  const double *x = e->in[i] + (i < STATE && p->n ? begin * (e->count[i] / p->n) : 0);
+/* Input i of the problem, or NULL where the member has none. */
+static wf_tensor *input(const problem *p, const expected *e, wf_dtype dtype, int i) {
+  const double *x = e->in[i];
+  int64_t n = p->n;
   switch (i) {
   case Q:
   case K: return tensor(dtype, WF_SHAPE(n, p->groups, p->k), x);
@@ -174,34 +168,26 @@ static wf_scan_in given(const problem *p, wf_tensor *const *x) {
   return in;
 }
 
-/* What the op gives for the problem: o, left, then the gradient of each input; free() each. */
-enum { O, LEFT, GRADS, RESULTS = GRADS + INPUTS };
-
-static void run(const problem *p, const expected *e, wf_dtype dtype, double *result[RESULTS]) {
-  wf_scope s = wf_scope_open(ctx);
-  wf_rows *rows;
-  ok(wf_rows_create(ctx, p->rows, p->row, p->lanes, &rows));
-  wf_tape *tape;
-  ok(wf_tape_create(ctx, &tape));
-  var x[INPUTS];
-  wf_tensor *in[INPUTS];
-  for (int i = 0; i < INPUTS; i++) {
-    watch(tape, &x[i], input(p, e, dtype, i, 0, p->n));
-    in[i] = x[i].x;
-  }
-  wf_tensor *out[2], *cot[2] = {tensor(dtype, WF_SHAPE(p->n, p->heads, p->v), e->dout),
-                                tensor(dtype, WF_SHAPE(p->lanes, p->heads, p->k, p->v), e->dleft)};
-  wf_tape_record(tape);
-  wf_scan_options o = {.scale = scale, .chunk = p->chunk};
+static void apply(const void *arg, wf_tensor *const *in, const wf_rows *rows, wf_tensor *out[2]) {
+  const problem *p = arg;
   wf_scan_in all = given(p, in);
-  out[0] = wf_scan(ctx, &all, in[STATE], rows, &o, &out[1]);
-  wf_tape_pause(tape);
-  ok(wf_ctx_check(ctx));
-  ok(wf_backward(tape, 2, out, cot));
-  for (int i = 0; i < RESULTS; i++)
-    result[i] = i < GRADS ? values(out[i]) : x[i - GRADS].x ? values(x[i - GRADS].leaf.grad) : NULL;
-  wf_tape_free(tape);
-  wf_rows_free(rows);
+  out[0] =
+      wf_scan(ctx, &all, in[STATE], rows, &(wf_scan_options){.scale = scale, .chunk = p->chunk}, &out[1]);
+}
+static const seq_op op = {apply, INPUTS, STATE, 1 << Q | 1 << K | 1 << V | 1 << G | 1 << W};
+
+/* What the op gives for the problem: o, left, then the gradient of each input; free() each. */
+enum { O = SEQ_Y, LEFT = SEQ_LEFT, GRADS = SEQ_GRADS, RESULTS = GRADS + INPUTS };
+
+/* `step`: in pieces of so many tokens, beginning with zeros; 0: at once. */
+static void run(const problem *p, const expected *e, wf_dtype dtype, int64_t step, double *result[RESULTS]) {
+  wf_scope s = wf_scope_open(ctx);
+  const int64_t state[] = {p->lanes, p->heads, p->k, p->v};
+  wf_tensor *in[INPUTS],
+      *cot[2] = {tensor(dtype, WF_SHAPE(p->n, p->heads, p->v), e->dout), tensor(dtype, 4, state, e->dleft)};
+  for (int i = 0; i < INPUTS; i++) in[i] = input(p, e, dtype, i);
+  if (step) in[STATE] = wf_zeros(ctx, "test", dtype, 4, state);
+  seq_run(&op, p, p->rows, p->row, p->lanes, step, in, cot, result);
   wf_scope_close(ctx, s);
 }
 
@@ -221,7 +207,7 @@ static double least_size(const expected *e, int i) {
 
 static void compare(const problem *p, const expected *e, wf_dtype dtype, double tolerance) {
   double *result[RESULTS];
-  run(p, e, dtype, result);
+  run(p, e, dtype, 0, result);
   for (int i = 0; i < RESULTS; i++) {
     char what[80];
     snprintf(what, sizeof what, "%s, chunk %lld: %s", p->m->name, (long long)p->chunk, result_name(i));
@@ -232,12 +218,7 @@ static void compare(const problem *p, const expected *e, wf_dtype dtype, double 
 }
 
 static void check(problem p) {
-  p.n = 0;
-  for (int64_t r = 0; r < p.rows; r++) {
-    p.row[r].begin = p.n;
-    p.row[r].place = p.row[r].pos;
-    p.n += p.row[r].len;
-  }
+  p.n = lay_rows(p.rows, p.row);
   expected e = by_tokens(&p);
   int64_t most = p.n ? p.n : 1, chunks[] = {0, 1, 3, 16, 64, most};
   for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
@@ -273,19 +254,8 @@ END_TEST
 
 START_TEST(test_rows) {
   open_cpu();
-  problem p = {4,
-               {{.len = 70, .lane = 2, .flags = 3},
-                {.len = 1, .lane = 0, .flags = 1},
-                {.len = 13, .lane = 0},
-                {.len = 40, .lane = 3, .flags = 2}},
-               .lanes = 5,
-               .heads = 2,
-               .k = 6,
-               .v = 4,
-               .low = -1,
-               .state = true,
-               .init = true,
-               .m = &members[_i]};
+  problem p = {4,      MIXED_ROWS, .lanes = 5,    .heads = 2,   .k = 6,
+               .v = 4, .low = -1,  .state = true, .init = true, .m = &members[_i]};
   check(p);
   p.heads = 6, p.groups = 2; /* heads in groups: divided over threads, or not */
   check(p);
@@ -360,9 +330,9 @@ START_TEST(test_accuracy) {
     expected e = by_tokens(&p);
     double *plain[RESULTS], *chunks[RESULTS];
     p.chunk = 1;
-    run(&p, &e, WF_F32, plain);
+    run(&p, &e, WF_F32, 0, plain);
     p.chunk = 0;
-    run(&p, &e, WF_F32, chunks);
+    run(&p, &e, WF_F32, 0, chunks);
     for (int k = 0; k < RESULTS; k++) {
       if (!plain[k]) continue;
       double own = error(&p, &e, k, plain[k]), found = error(&p, &e, k, chunks[k]);
@@ -380,43 +350,18 @@ END_TEST
 /* A sequence in pieces, the state handed over, equals the whole: forward, final state, every gradient. */
 START_TEST(test_cuts) {
   open_cpu();
-  enum { T = 150, H = 2, KD = 5, VD = 4 };
   static const int64_t pieces[] = {1, 2, 63, 64, 65, 149};
-  problem p = {1,           {{.len = T, .flags = 2}}, .lanes = 1, .n = T, .heads = H, .k = KD, .v = VD,
+  problem p = {1,           {{.len = 150, .flags = 2}}, .lanes = 1, .n = 150, .heads = 2, .k = 5, .v = 4,
                .low = -0.2, .m = &members[_i]};
   expected e = by_tokens(&p);
   for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) {
-    int64_t step = pieces[k], n = 0;
-    wf_scope s = wf_scope_open(ctx);
-    wf_tape *tape;
-    ok(wf_tape_create(ctx, &tape));
-    var x[STATE];
-    for (int i = 0; i < STATE; i++) watch(tape, &x[i], input(&p, &e, WF_F64, i, 0, T));
-    wf_tensor *o[T + 1], *dout[T + 1], *state = wf_zeros(ctx, "test", WF_F64, WF_SHAPE(1, H, KD, VD));
-    wf_rows *rows[T];
-    wf_scan_options opt = {.scale = scale};
-    wf_tape_record(tape);
-    for (int64_t t = 0; t < T; t += step, n++) {
-      int64_t len = T - t < step ? T - t : step;
-      wf_row row = {.len = len, .pos = t, .place = t, .flags = (t ? WF_ROW_TAKES : 0) | WF_ROW_LEAVES};
-      ok(wf_rows_create(ctx, 1, &row, 1, &rows[n]));
-      wf_tensor *in[INPUTS] = {NULL};
-      for (int i = 0; i < STATE; i++) in[i] = x[i].x ? wf_slice(ctx, x[i].x, 0, t, t + len) : NULL;
-      wf_scan_in part = given(&p, in);
-      o[n] = wf_scan(ctx, &part, state, rows[n], &opt, &state);
-      dout[n] = tensor(WF_F64, WF_SHAPE(len, H, VD), e.dout + t * H * VD);
-    }
-    wf_tape_pause(tape);
-    ok(wf_ctx_check(ctx));
-    o[n] = state;
-    dout[n] = tensor(WF_F64, WF_SHAPE(1, H, KD, VD), e.dleft);
-    ok(wf_backward(tape, (int)n + 1, o, dout));
-    near_tensor("left", state, e.left, 1e-12, 0);
-    for (int i = 0; i < STATE; i++)
-      if (x[i].x) near_tensor(name[i], x[i].leaf.grad, e.grad[i], 1e-11, 0);
-    for (int64_t i = 0; i < n; i++) wf_rows_free(rows[i]);
-    wf_tape_free(tape);
-    wf_scope_close(ctx, s);
+    double *result[RESULTS];
+    run(&p, &e, WF_F64, pieces[k], result);
+    for (int i = 0; i < GRADS + STATE; i++)
+      if (result[i])
+        near(result_name(i), result_count(&p, &e, i), result[i], expected_result(&e, i),
+             i < GRADS ? 1e-12 : 1e-11, 0);
+    free_results(&op, result);
   }
   drop(&e);
   close_cpu();
@@ -436,67 +381,15 @@ START_TEST(test_causal_bitwise) {
     wf_tensor *y[2];
     for (int k = 0; k < 2; k++) {
       wf_tensor *in[INPUTS] = {NULL};
-      for (int i = 0; i < STATE; i++) in[i] = input(&p, &e, WF_F32, i, 0, T);
+      for (int i = 0; i < STATE; i++) in[i] = input(&p, &e, WF_F32, i);
       wf_scan_in all = given(&p, in);
       y[k] = wf_scan(ctx, &all, NULL, rows, &o, NULL);
       for (int i = Q; i <= G; i++) e.in[i][t * (e.count[i] / T)] -= 7;
     }
-    ok(wf_ctx_check(ctx));
-    ck_assert_int_eq(memcmp(wf_data(y[0]), wf_data(y[1]), (size_t)(t * H * D) * 4), 0);
-    ck_assert_int_ne(memcmp(wf_data(y[0]), wf_data(y[1]), T * H * D * 4), 0);
+    differ_from(t, y[0], y[1]);
   }
   wf_rows_free(rows);
   drop(&e);
-  close_cpu();
-}
-END_TEST
-
-/* One decay a head, for all its channels, is one a channel; a decay of 0 is none: outputs, states, gradients.
- */
-START_TEST(test_identities) {
-  open_cpu();
-  enum { T = 150, H = 2, KD = 5, VD = 4 };
-  static const int pairs[][2] = {{0, 2}, {0, 3}, {2, 3}}; /* dimensions of g */
-  for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
-    member m = {"", 2, WEIGHTED};
-    problem p = {
-        1,      {{.len = T, .flags = 3}}, .lanes = 1, .n = T, .heads = H, .k = KD, .v = VD, .state = true,
-        .m = &m};
-    p.low = pairs[i][0] ? -0.2 : 0;
-    expected e = by_tokens(&p);
-    wf_rows *rows;
-    wf_tape *tape;
-    ok(wf_rows_create(ctx, 1, p.row, 1, &rows));
-    ok(wf_tape_create(ctx, &tape));
-    var x[2][INPUTS];
-    wf_tensor *out[2][2], *cot[2] = {tensor(WF_F64, WF_SHAPE(T, H, VD), e.dout),
-                                     tensor(WF_F64, WF_SHAPE(1, H, KD, VD), e.dleft)};
-    for (int side = 0; side < 2; side++) {
-      wf_tensor *in[INPUTS];
-      for (int k = 0; k < INPUTS; k++) watch(tape, &x[side][k], in[k] = input(&p, &e, WF_F64, k, 0, T));
-      wf_tape_record(tape);
-      if (pairs[i][side] == 3) {
-        wf_tensor *one = wf_reshape(ctx, in[G], 3, (int64_t[]){T, H, 1});
-        in[G] = wf_expand(ctx, one, 3, (int64_t[]){T, H, KD});
-      }
-      if (pairs[i][side] == 0) in[G] = NULL;
-      wf_scan_options o = {.scale = scale};
-      wf_scan_in all = given(&p, in);
-      out[side][0] = wf_scan(ctx, &all, in[STATE], rows, &o, &out[side][1]);
-      wf_tape_pause(tape);
-      ok(wf_ctx_check(ctx));
-      ok(wf_backward(tape, 2, out[side], cot));
-    }
-    for (int k = -2; k < INPUTS; k++) {
-      if (k >= 0 && (!x[0][k].x || (k == G && pairs[i][0] == 0))) continue;
-      double *want = values(k < 0 ? out[0][k + 2] : x[0][k].leaf.grad);
-      near_tensor(k < 0 ? "o, left" : name[k], k < 0 ? out[1][k + 2] : x[1][k].leaf.grad, want, 1e-12, 0);
-      free(want);
-    }
-    wf_tape_free(tape);
-    wf_rows_free(rows);
-    drop(&e);
-  }
   close_cpu();
 }
 END_TEST
@@ -564,7 +457,6 @@ static Suite *scan_suite(void) {
   tcase_add_loop_test(t, test_cuts, 0, MEMBERS);
   tcase_add_loop_test(t, test_causal_bitwise, 0, MEMBERS);
   tcase_add_loop_test(t, test_forgetting, 0, MEMBERS);
-  tcase_add_test(t, test_identities);
   tcase_add_test(t, test_errors);
   suite_add_tcase(s, t);
   return s;

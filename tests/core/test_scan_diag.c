@@ -1,7 +1,7 @@
 /* scan_diag, scan_sum and scan_max against their recurrences run token by token in double, forwards and
  * backwards: odd lengths and widths, shared decays from 0 to -50, rows that take, leave and begin states; any
  * cut with the state handed over; what float keeps of long sums. */
-#include "tests/core/seq_test.h"
+#include "tests/core/scan_test.h"
 
 typedef struct problem {
   int64_t rows;
@@ -73,13 +73,9 @@ static expected by_tokens(const problem *p) {
     e.in[G][i] = i % 3 == 2 ? 0 : (double)(float)(-fabs(e.in[G][i]) * fabs(p->low) / 2);
   e.h = doubles(nd), e.dh = numbers(nd, "dh"), e.left = doubles(size), e.dleft = numbers(size, "dleft");
   e.m = doubles(nd), e.drop = doubles(nd), e.m_left = doubles(size);
-  for (int64_t l = 0; l < p->lanes && p->state; l++) {
-    bool left = false;
-    for (int64_t r = 0; r < p->rows; r++) left |= p->row[r].lane == l && p->row[r].flags & WF_ROW_LEAVES;
-    for (int64_t i = l * p->d; i < (l + 1) * p->d && !left; i++) {
-      e.left[i] = e.m_left[i] = e.in[STATE][i];
-      e.grad[STATE][i] = e.dleft[i];
-    }
+  if (p->state) {
+    pass_lanes(p->rows, p->row, p->lanes, p->d, e.in[STATE], e.dleft, e.left, e.grad[STATE]);
+    memcpy(e.m_left, e.left, (size_t)size * sizeof *e.left);
   }
   for (int64_t r = 0; r < p->rows; r++)
     for (int64_t c = 0; c < p->d; c++) one_channel(p, &e, &p->row[r], c);
@@ -98,8 +94,8 @@ static double *as_pairs(int64_t n, int64_t d, const double *x) {
   return p;
 }
 
-static void compare_sums(const problem *p, const expected *e, wf_dtype dtype, const wf_rows *rows,
-                         double tolerance) {
+static void compare_pairs(const problem *p, const expected *e, wf_dtype dtype, const wf_rows *rows,
+                          double tolerance) {
   double *state = as_pairs(p->lanes, p->d, e->in[STATE]), *dh = as_pairs(p->n, p->d, e->dh),
          *dleft = as_pairs(p->lanes, p->d, e->dleft), *h = as_pairs(p->n, p->d, e->h);
   wf_tape *tape;
@@ -120,8 +116,8 @@ static void compare_sums(const problem *p, const expected *e, wf_dtype dtype, co
   double *left = values(out[1]), *ds = s.x ? values(s.leaf.grad) : NULL;
   for (int64_t l = 0; l < p->lanes; l++) {
     near("pairs' left", p->d, left + 2 * l * p->d, e->left + l * p->d, tolerance, 1);
-    bool passed = true; /* the gradient of a lane that no row leaves is passed on, each part by itself */
-    for (int64_t r = 0; r < p->rows; r++) passed &= p->row[r].lane != l || !(p->row[r].flags & WF_ROW_LEAVES);
+    /* the gradient of a lane that no row leaves is passed on, each part by itself */
+    bool passed = !lane_is_left(p->rows, p->row, l);
     for (int part = 0; part < (passed ? 1 : 2) && ds; part++)
       near("pairs' dstate", p->d, ds + (2 * l + part) * p->d, e->grad[STATE] + l * p->d, tolerance, 1);
   }
@@ -129,51 +125,76 @@ static void compare_sums(const problem *p, const expected *e, wf_dtype dtype, co
   wf_tape_free(tape);
 }
 
-static void compare(const problem *p, const expected *e, wf_dtype dtype, double tolerance) {
-  wf_scope s = wf_scope_open(ctx);
-  wf_rows *rows;
-  ok(wf_rows_create(ctx, p->rows, p->row, p->lanes, &rows));
-  wf_tape *tape;
-  ok(wf_tape_create(ctx, &tape));
-  var x[INPUTS];
-  watch(tape, &x[X], tensor(dtype, WF_SHAPE(p->n, p->d), e->in[X]));
-  watch(tape, &x[G], p->decays ? tensor(dtype, WF_SHAPE(p->n, p->decays), e->in[G]) : NULL);
-  watch(tape, &x[STATE], p->state ? tensor(dtype, WF_SHAPE(p->lanes, p->d), e->in[STATE]) : NULL);
-  watch(tape, &x[INIT], p->init ? tensor(dtype, WF_SHAPE(p->d), e->in[INIT]) : NULL);
-  wf_tensor *out[2], *cot[2] = {tensor(dtype, WF_SHAPE(p->n, p->d), e->dh),
-                                tensor(dtype, WF_SHAPE(p->lanes, p->d), e->dleft)};
-  wf_tape_record(tape);
-  out[0] = wf_scan_diag(ctx, x[X].x, x[G].x, x[STATE].x, x[INIT].x, rows, &out[1]);
-  if (!p->decays || p->decays == p->d) {
-    wf_tensor *fall, *left, *m = wf_scan_max(ctx, x[X].x, x[G].x, x[STATE].x, x[INIT].x, rows, &fall, &left);
-    near_tensor("m", m, e->m, tolerance, 0);
-    near_tensor("drop", fall, e->drop, tolerance, 1);
-    near_tensor("m left", left, e->m_left, tolerance, 0);
-    ck_assert(!wf_tape_knows(tape, m) && !wf_tape_knows(tape, fall) && !wf_tape_knows(tape, left));
-  }
-  wf_tape_pause(tape);
-  ok(wf_ctx_check(ctx));
-  ok(wf_backward(tape, 2, out, cot));
-  near_tensor("h", out[0], e->h, tolerance, 0);
-  near_tensor("left", out[1], e->left, tolerance, 0);
+static void apply(const void *arg, wf_tensor *const *in, const wf_rows *rows, wf_tensor *out[2]) {
+  (void)arg;
+  out[0] = wf_scan_diag(ctx, in[X], in[G], in[STATE], in[INIT], rows, &out[1]);
+}
+static const seq_op op = {apply, INPUTS, STATE, 1 << X | 1 << G};
+
+/* scan_diag; `step`: in pieces of so many tokens, beginning with zeros; 0: at once. */
+static void compare_sum(const problem *p, const expected *e, wf_dtype dtype, int64_t step, double tolerance) {
+  wf_tensor *cot[2] = {tensor(dtype, WF_SHAPE(p->n, p->d), e->dh),
+                       tensor(dtype, WF_SHAPE(p->lanes, p->d), e->dleft)};
+  wf_tensor *in[INPUTS] = {tensor(dtype, WF_SHAPE(p->n, p->d), e->in[X]),
+                           p->decays ? tensor(dtype, WF_SHAPE(p->n, p->decays), e->in[G]) : NULL,
+                           p->state ? tensor(dtype, WF_SHAPE(p->lanes, p->d), e->in[STATE]) : NULL,
+                           p->init ? tensor(dtype, WF_SHAPE(p->d), e->in[INIT]) : NULL};
+  if (step) in[STATE] = wf_zeros(ctx, "test", dtype, WF_SHAPE(p->lanes, p->d));
+  double *result[SEQ_RESULTS];
+  seq_run(&op, p, p->rows, p->row, p->lanes, step, in, cot, result);
+  near("h", p->n * p->d, result[SEQ_Y], e->h, tolerance, 0);
+  near("left", p->lanes * p->d, result[SEQ_LEFT], e->left, tolerance, 0);
   for (int i = 0; i < INPUTS; i++)
-    if (x[i].x) near_tensor(name[i], x[i].leaf.grad, e->grad[i], tolerance, 0.1);
-  wf_tape_free(tape);
-  if (!p->decays) compare_sums(p, e, dtype, rows, tolerance);
-  wf_rows_free(rows);
+    if (result[SEQ_GRADS + i] && !(step && i == STATE))
+      near(name[i], e->count[i], result[SEQ_GRADS + i], e->grad[i], tolerance, 0.1);
+  free_results(&op, result);
+}
+
+/* scan_max, where each channel has its own decay or none; likewise. */
+static void compare_max(const problem *p, const expected *e, wf_dtype dtype, int64_t step, double tolerance) {
+  wf_tensor *state = p->state ? tensor(dtype, WF_SHAPE(p->lanes, p->d), e->in[STATE]) : NULL;
+  wf_tensor *init = p->init ? tensor(dtype, WF_SHAPE(p->d), e->in[INIT]) : NULL;
+  for (int64_t t = 0; t < (step ? p->n : 1); t += step ? step : 1) {
+    int64_t len = !step ? p->n : p->n - t < step ? p->n - t : step;
+    wf_row piece = {.len = len, .pos = t, .place = t, .flags = (t ? WF_ROW_TAKES : 0) | WF_ROW_LEAVES};
+    wf_rows *rows;
+    ok(wf_rows_create(ctx, step ? 1 : p->rows, step ? &piece : p->row, p->lanes, &rows));
+    wf_tape *tape;
+    ok(wf_tape_create(ctx, &tape));
+    var x, g;
+    watch(tape, &x, tensor(dtype, WF_SHAPE(len, p->d), e->in[X] + t * p->d));
+    watch(tape, &g, p->decays ? tensor(dtype, WF_SHAPE(len, p->d), e->in[G] + t * p->d) : NULL);
+    wf_tape_record(tape);
+    wf_tensor *fall, *m = wf_scan_max(ctx, x.x, g.x, state, init, rows, &fall, &state);
+    wf_tape_pause(tape);
+    ok(wf_ctx_check(ctx));
+    ck_assert(!wf_tape_knows(tape, m) && !wf_tape_knows(tape, fall) && !wf_tape_knows(tape, state));
+    near_tensor("m", m, e->m + t * p->d, tolerance, 0);
+    near_tensor("drop", fall, e->drop + t * p->d, tolerance, 1);
+    wf_tape_free(tape);
+    wf_rows_free(rows);
+  }
+  near_tensor("m left", state, e->m_left, tolerance, 0);
+}
+
+static void compare(const problem *p, const expected *e, wf_dtype dtype, int64_t step, double tolerance) {
+  wf_scope s = wf_scope_open(ctx);
+  compare_sum(p, e, dtype, step, tolerance);
+  if (!p->decays || p->decays == p->d) compare_max(p, e, dtype, step, tolerance);
+  if (!p->decays && !step) {
+    wf_rows *rows;
+    ok(wf_rows_create(ctx, p->rows, p->row, p->lanes, &rows));
+    compare_pairs(p, e, dtype, rows, tolerance);
+    wf_rows_free(rows);
+  }
   wf_scope_close(ctx, s);
 }
 
 static void check(problem p) {
-  p.n = 0;
-  for (int64_t r = 0; r < p.rows; r++) {
-    p.row[r].begin = p.n;
-    p.row[r].place = p.row[r].pos;
-    p.n += p.row[r].len;
-  }
+  p.n = lay_rows(p.rows, p.row);
   expected e = by_tokens(&p);
-  compare(&p, &e, WF_F64, 1e-13);
-  compare(&p, &e, WF_F32, 3e-6);
+  compare(&p, &e, WF_F64, 0, 1e-13);
+  compare(&p, &e, WF_F32, 0, 3e-6);
   drop(&e);
 }
 
@@ -195,16 +216,7 @@ END_TEST
 
 START_TEST(test_rows) {
   open_cpu();
-  problem p = {4,
-               {{.len = 70, .lane = 2, .flags = 3},
-                {.len = 1, .lane = 0, .flags = 1},
-                {.len = 13, .lane = 0},
-                {.len = 40, .lane = 3, .flags = 2}},
-               .lanes = 5,
-               .d = 38,
-               .low = -1,
-               .state = true,
-               .init = true};
+  problem p = {4, MIXED_ROWS, .lanes = 5, .d = 38, .low = -1, .state = true, .init = true};
   for (p.rows = 4; p.rows >= 0; p.rows -= 4)
     for (int k = 0; k < 3; k++) {
       p.decays = (int64_t[]){38, 19, 0}[k];
@@ -233,44 +245,7 @@ START_TEST(test_cuts) {
     problem p = {1,      {{.len = T, .flags = 2}}, .lanes = 1,  .n = T,
                  .d = D, .decays = sum ? 0 : D,    .low = -0.2, .init = true};
     expected e = by_tokens(&p);
-    for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) {
-      int64_t step = pieces[k], n = 0;
-      wf_scope s = wf_scope_open(ctx);
-      wf_tape *tape;
-      ok(wf_tape_create(ctx, &tape));
-      var x, g, init;
-      watch(tape, &x, tensor(WF_F64, WF_SHAPE(T, D), e.in[X]));
-      watch(tape, &g, sum ? NULL : tensor(WF_F64, WF_SHAPE(T, D), e.in[G]));
-      watch(tape, &init, tensor(WF_F64, WF_SHAPE(D), e.in[INIT]));
-      wf_tensor *h[T + 1], *dh[T + 1], *state = wf_zeros(ctx, "test", WF_F64, WF_SHAPE(1, D)),
-                                       *m_state = state;
-      wf_rows *rows[T];
-      wf_tape_record(tape);
-      for (int64_t t = 0; t < T; t += step, n++) {
-        int64_t end = T - t < step ? T : t + step;
-        wf_row row = {.len = end - t, .pos = t, .place = t, .flags = (t ? WF_ROW_TAKES : 0) | WF_ROW_LEAVES};
-        ok(wf_rows_create(ctx, 1, &row, 1, &rows[n]));
-        wf_tensor *xt = wf_slice(ctx, x.x, 0, t, end), *gt = sum ? NULL : wf_slice(ctx, g.x, 0, t, end),
-                  *fall;
-        h[n] = wf_scan_diag(ctx, xt, gt, state, init.x, rows[n], &state);
-        dh[n] = tensor(WF_F64, WF_SHAPE(end - t, D), e.dh + t * D);
-        wf_tensor *m = wf_scan_max(ctx, xt, gt, m_state, init.x, rows[n], &fall, &m_state);
-        near_tensor("m", m, e.m + t * D, 1e-15, 0);
-        near_tensor("drop", fall, e.drop + t * D, 1e-15, 1);
-      }
-      wf_tape_pause(tape);
-      ok(wf_ctx_check(ctx));
-      h[n] = state;
-      dh[n] = tensor(WF_F64, WF_SHAPE(1, D), e.dleft);
-      ok(wf_backward(tape, (int)n + 1, h, dh));
-      near_tensor("left", state, e.left, 1e-13, 0);
-      near_tensor("dx", x.leaf.grad, e.grad[X], 1e-13, 0);
-      if (!sum) near_tensor("dg", g.leaf.grad, e.grad[G], 1e-13, 0);
-      near_tensor("dinit", init.leaf.grad, e.grad[INIT], 1e-13, 0);
-      for (int64_t i = 0; i < n; i++) wf_rows_free(rows[i]);
-      wf_tape_free(tape);
-      wf_scope_close(ctx, s);
-    }
+    for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) compare(&p, &e, WF_F64, pieces[k], 1e-13);
     drop(&e);
   }
   close_cpu();
@@ -339,11 +314,7 @@ START_TEST(test_causal_bitwise) {
       y[1][k] = wf_scan_max(ctx, x, g, NULL, NULL, rows, &fall, NULL);
       for (int64_t i = t * D; i < (t + 1) * D; i++) e.in[X][i] += 7, e.in[G][i] -= 1;
     }
-    ok(wf_ctx_check(ctx));
-    for (int k = 0; k < 2; k++) {
-      ck_assert_int_eq(memcmp(wf_data(y[k][0]), wf_data(y[k][1]), (size_t)(t * D) * 4), 0);
-      ck_assert_int_ne(memcmp(wf_data(y[k][0]), wf_data(y[k][1]), T * D * 4), 0);
-    }
+    for (int k = 0; k < 2; k++) differ_from(t, y[k][0], y[k][1]);
   }
   wf_rows_free(rows);
   drop(&e);

@@ -1,7 +1,7 @@
 /* selective_scan against its recurrence run token by token in double, forwards and backwards: odd lengths,
  * widths and numbers of states, decays from 0 to -50, rows that take, leave and begin states; any cut with
  * the state handed over. In float its error is at most 4 times that of the recurrence run in float. */
-#include "tests/core/seq_test.h"
+#include "tests/core/scan_test.h"
 
 typedef struct problem {
   int64_t rows;
@@ -75,13 +75,7 @@ static expected by_tokens(const problem *p, bool single) {
   }
   e.y = doubles(nd), e.dy = numbers(nd, "dy");
   e.left = doubles(p->lanes * size), e.dleft = numbers(p->lanes * size, "dleft");
-  for (int64_t l = 0; l < p->lanes && p->state; l++) {
-    bool left = false;
-    for (int64_t r = 0; r < p->rows; r++) left |= p->row[r].lane == l && p->row[r].flags & WF_ROW_LEAVES;
-    if (left) continue;
-    memcpy(e.left + l * size, e.in[STATE] + l * size, (size_t)size * sizeof(double));
-    memcpy(e.grad[STATE] + l * size, e.dleft + l * size, (size_t)size * sizeof(double));
-  }
+  if (p->state) pass_lanes(p->rows, p->row, p->lanes, size, e.in[STATE], e.dleft, e.left, e.grad[STATE]);
   for (int64_t i = 0; i < nd && p->skip; i++) {
     add(&e, &e.y[i], e.in[D][i % p->d] * e.in[X][i]);
     add(&e, &e.grad[X][i], e.in[D][i % p->d] * e.dy[i]);
@@ -100,63 +94,58 @@ static void drop(expected *e) {
 
 /* In double within a fixed tolerance; in float to 4 times the errors of `plain`, root mean square and
  * largest, or a few roundings. */
-static void judge(const char *what, const wf_tensor *got, const double *want, const double *plain) {
-  int64_t n = wf_numel(got);
+static void judge(const char *what, int64_t n, const double *got, const double *want, const double *plain,
+                  double tolerance) {
   if (!plain) {
-    near_tensor(what, got, want, 1e-12, 0);
+    near(what, n, got, want, tolerance, 0);
     return;
   }
-  double *x = values(got);
-  wf_error own = wf_compare(n, x, want), theirs = wf_compare(n, plain, want);
+  wf_error own = wf_compare(n, got, want), theirs = wf_compare(n, plain, want);
   ck_assert_msg(n == 0 ||
                     (own.err2 <= fmax(4 * theirs.err2, 2e-7) && own.errmax <= fmax(4 * theirs.errmax, 2e-6)),
                 "%s [%lld]: err2 %.2e, errmax %.2e; the plain recurrence %.2e, %.2e", what, (long long)n,
                 own.err2, own.errmax, theirs.err2, theirs.errmax);
-  free(x);
 }
 
-static void compare(const problem *p, const expected *e, const expected *plain, wf_dtype dtype) {
+static void apply(const void *arg, wf_tensor *const *x, const wf_rows *rows, wf_tensor *out[2]) {
+  (void)arg;
+  wf_selective_in in = {x[X], x[DT], x[A], x[B], x[C], x[D], x[INIT]};
+  out[0] = wf_selective_scan(ctx, &in, x[STATE], rows, &out[1]);
+}
+static const seq_op op = {apply, INPUTS, STATE, 1 << X | 1 << DT | 1 << B | 1 << C};
+
+/* `step`: in pieces of so many tokens, beginning with zeros; 0: at once. */
+static void compare(const problem *p, const expected *e, const expected *plain, wf_dtype dtype,
+                    int64_t step) {
   wf_scope s = wf_scope_open(ctx);
-  wf_rows *rows;
-  ok(wf_rows_create(ctx, p->rows, p->row, p->lanes, &rows));
-  wf_tape *tape;
-  ok(wf_tape_create(ctx, &tape));
-  var x[INPUTS];
-  watch(tape, &x[X], tensor(dtype, WF_SHAPE(p->n, p->d), e->in[X]));
-  watch(tape, &x[DT], tensor(dtype, WF_SHAPE(p->n, p->d), e->in[DT]));
-  watch(tape, &x[A], tensor(dtype, WF_SHAPE(p->d, p->N), e->in[A]));
-  watch(tape, &x[B], tensor(dtype, WF_SHAPE(p->n, p->N), e->in[B]));
-  watch(tape, &x[C], tensor(dtype, WF_SHAPE(p->n, p->N), e->in[C]));
-  watch(tape, &x[D], p->skip ? tensor(dtype, WF_SHAPE(p->d), e->in[D]) : NULL);
-  watch(tape, &x[STATE], p->state ? tensor(dtype, WF_SHAPE(p->lanes, p->d, p->N), e->in[STATE]) : NULL);
-  watch(tape, &x[INIT], p->init ? tensor(dtype, WF_SHAPE(p->d, p->N), e->in[INIT]) : NULL);
-  wf_tensor *out[2], *cot[2] = {tensor(dtype, WF_SHAPE(p->n, p->d), e->dy),
-                                tensor(dtype, WF_SHAPE(p->lanes, p->d, p->N), e->dleft)};
-  wf_selective_in in = {x[X].x, x[DT].x, x[A].x, x[B].x, x[C].x, x[D].x, x[INIT].x};
-  wf_tape_record(tape);
-  out[0] = wf_selective_scan(ctx, &in, x[STATE].x, rows, &out[1]);
-  wf_tape_pause(tape);
-  ok(wf_ctx_check(ctx));
-  ok(wf_backward(tape, 2, out, cot));
-  judge("y", out[0], e->y, plain ? plain->y : NULL);
-  judge("left", out[1], e->left, plain ? plain->left : NULL);
+  wf_tensor *cot[2] = {tensor(dtype, WF_SHAPE(p->n, p->d), e->dy),
+                       tensor(dtype, WF_SHAPE(p->lanes, p->d, p->N), e->dleft)};
+  wf_tensor *in[INPUTS] = {[X] = tensor(dtype, WF_SHAPE(p->n, p->d), e->in[X]),
+                           [DT] = tensor(dtype, WF_SHAPE(p->n, p->d), e->in[DT]),
+                           [A] = tensor(dtype, WF_SHAPE(p->d, p->N), e->in[A]),
+                           [B] = tensor(dtype, WF_SHAPE(p->n, p->N), e->in[B]),
+                           [C] = tensor(dtype, WF_SHAPE(p->n, p->N), e->in[C]),
+                           [D] = p->skip ? tensor(dtype, WF_SHAPE(p->d), e->in[D]) : NULL,
+                           [STATE] =
+                               p->state ? tensor(dtype, WF_SHAPE(p->lanes, p->d, p->N), e->in[STATE]) : NULL,
+                           [INIT] = p->init ? tensor(dtype, WF_SHAPE(p->d, p->N), e->in[INIT]) : NULL};
+  if (step) in[STATE] = wf_zeros(ctx, "test", dtype, WF_SHAPE(p->lanes, p->d, p->N));
+  double *result[SEQ_RESULTS], cut = step ? 1e-11 : 1e-12;
+  seq_run(&op, p, p->rows, p->row, p->lanes, step, in, cot, result);
+  judge("y", p->n * p->d, result[SEQ_Y], e->y, plain ? plain->y : NULL, 1e-12);
+  judge("left", e->count[STATE], result[SEQ_LEFT], e->left, plain ? plain->left : NULL, 1e-12);
   for (int i = 0; i < INPUTS; i++)
-    if (x[i].x) judge(name[i], x[i].leaf.grad, e->grad[i], plain ? plain->grad[i] : NULL);
-  wf_tape_free(tape);
-  wf_rows_free(rows);
+    if (result[SEQ_GRADS + i] && !(step && i == STATE))
+      judge(name[i], e->count[i], result[SEQ_GRADS + i], e->grad[i], plain ? plain->grad[i] : NULL, cut);
+  free_results(&op, result);
   wf_scope_close(ctx, s);
 }
 
 static void check(problem p) {
-  p.n = 0;
-  for (int64_t r = 0; r < p.rows; r++) {
-    p.row[r].begin = p.n;
-    p.row[r].place = p.row[r].pos;
-    p.n += p.row[r].len;
-  }
+  p.n = lay_rows(p.rows, p.row);
   expected e = by_tokens(&p, false), plain = by_tokens(&p, true);
-  compare(&p, &e, NULL, WF_F64);
-  compare(&p, &e, &plain, WF_F32);
+  compare(&p, &e, NULL, WF_F64, 0);
+  compare(&p, &e, &plain, WF_F32, 0);
   drop(&e), drop(&plain);
 }
 
@@ -177,18 +166,8 @@ END_TEST
 
 START_TEST(test_rows) {
   open_cpu();
-  problem p = {4,
-               {{.len = 70, .lane = 2, .flags = 3},
-                {.len = 1, .lane = 0, .flags = 1},
-                {.len = 13, .lane = 0},
-                {.len = 40, .lane = 3, .flags = 2}},
-               .lanes = 5,
-               .d = 38,
-               .N = 6,
-               .high = 2,
-               .skip = true,
-               .state = true,
-               .init = true};
+  problem p = {4,         MIXED_ROWS,   .lanes = 5,    .d = 38,     .N = 6,
+               .high = 2, .skip = true, .state = true, .init = true};
   check(p);
   p.rows = 0;
   check(p);
@@ -199,48 +178,10 @@ END_TEST
 /* A sequence in pieces, the state handed over, equals the whole: forward, final state, every gradient. */
 START_TEST(test_cuts) {
   open_cpu();
-  enum { T = 150, WIDE = 5, N = 6 };
   static const int64_t pieces[] = {1, 2, 31, 64, 65, 149};
-  problem p = {1, {{.len = T, .flags = 2}}, .lanes = 1, .n = T, .d = WIDE, .N = N, .high = 3, .init = true};
+  problem p = {1, {{.len = 150, .flags = 2}}, .lanes = 1, .n = 150, .d = 5, .N = 6, .high = 3, .init = true};
   expected e = by_tokens(&p, false);
-  for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) {
-    int64_t step = pieces[k], n = 0;
-    wf_scope s = wf_scope_open(ctx);
-    wf_tape *tape;
-    ok(wf_tape_create(ctx, &tape));
-    var x[INPUTS];
-    for (int i = X; i < INPUTS; i++) {
-      int64_t shape[] = {i == A || i == INIT ? WIDE : T, i == X || i == DT ? WIDE : N};
-      watch(tape, &x[i], i == D || i == STATE ? NULL : tensor(WF_F64, 2, shape, e.in[i]));
-    }
-    wf_tensor *y[T + 1], *dy[T + 1], *state = wf_zeros(ctx, "test", WF_F64, WF_SHAPE(1, WIDE, N));
-    wf_rows *rows[T];
-    wf_tape_record(tape);
-    for (int64_t t = 0; t < T; t += step, n++) {
-      int64_t end = T - t < step ? T : t + step;
-      wf_row row = {.len = end - t, .pos = t, .place = t, .flags = (t ? WF_ROW_TAKES : 0) | WF_ROW_LEAVES};
-      ok(wf_rows_create(ctx, 1, &row, 1, &rows[n]));
-      wf_selective_in in = {.x = wf_slice(ctx, x[X].x, 0, t, end),
-                            .dt = wf_slice(ctx, x[DT].x, 0, t, end),
-                            .A = x[A].x,
-                            .B = wf_slice(ctx, x[B].x, 0, t, end),
-                            .C = wf_slice(ctx, x[C].x, 0, t, end),
-                            .init = x[INIT].x};
-      y[n] = wf_selective_scan(ctx, &in, state, rows[n], &state);
-      dy[n] = tensor(WF_F64, WF_SHAPE(end - t, WIDE), e.dy + t * WIDE);
-    }
-    wf_tape_pause(tape);
-    ok(wf_ctx_check(ctx));
-    y[n] = state;
-    dy[n] = tensor(WF_F64, WF_SHAPE(1, WIDE, N), e.dleft);
-    ok(wf_backward(tape, (int)n + 1, y, dy));
-    near_tensor("left", state, e.left, 1e-12, 0);
-    for (int i = 0; i < INPUTS; i++)
-      if (x[i].x) near_tensor(name[i], x[i].leaf.grad, e.grad[i], 1e-11, 0);
-    for (int64_t i = 0; i < n; i++) wf_rows_free(rows[i]);
-    wf_tape_free(tape);
-    wf_scope_close(ctx, s);
-  }
+  for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) compare(&p, &e, NULL, WF_F64, pieces[k]);
   drop(&e);
   close_cpu();
 }
@@ -265,9 +206,7 @@ START_TEST(test_causal_bitwise) {
       for (int64_t i = t * WIDE; i < (t + 1) * WIDE; i++) e.in[X][i] += 3, e.in[DT][i] += 1;
       for (int64_t i = t * N; i < (t + 1) * N; i++) e.in[B][i] += 2, e.in[C][i] -= 1;
     }
-    ok(wf_ctx_check(ctx));
-    ck_assert_int_eq(memcmp(wf_data(y[0]), wf_data(y[1]), (size_t)(t * WIDE) * 4), 0);
-    ck_assert_int_ne(memcmp(wf_data(y[0]), wf_data(y[1]), T * WIDE * 4), 0);
+    differ_from(t, y[0], y[1]);
   }
   wf_rows_free(rows);
   drop(&e);

@@ -1,6 +1,6 @@
 /* conv and halo against loops over tokens in double: forward, left states and every gradient, rows shorter
  * and longer than the window, lanes taken, left and untouched; any cut with the state handed over. */
-#include "tests/core/seq_test.h"
+#include "tests/core/scan_test.h"
 
 enum { LANES = 4 };
 
@@ -107,11 +107,7 @@ static void check_conv(const problem *p, wf_dtype dtype, double tolerance) {
 }
 
 static void conv(problem p) {
-  for (int64_t k = 0, at = 0; k < p.rows; k++) {
-    p.row[k].begin = at;
-    p.n = at += p.row[k].len;
-    p.row[k].place = p.row[k].pos;
-  }
+  p.n = lay_rows(p.rows, p.row);
   check_conv(&p, WF_F64, 1e-12);
   check_conv(&p, WF_F32, 2e-6);
 }
@@ -147,49 +143,34 @@ START_TEST(test_conv) {
 }
 END_TEST
 
+static void apply(const void *arg, wf_tensor *const *in, const wf_rows *rows, wf_tensor *out[2]) {
+  (void)arg;
+  out[0] = wf_conv(ctx, in[0], in[1], NULL, in[2], rows, true, &out[1]);
+}
+
 /* A sequence in pieces, the state handed over, equals the whole: forward, final state, every gradient. */
 START_TEST(test_conv_cuts) {
   open_cpu();
   enum { T = 40, D = 6, W = 4 };
-  static const int64_t pieces[] = {1, 2, 3, 5, 13, 39};
-  double *xs = numbers(T * D, "x"), *ws = numbers(D * W, "w"), *dys = numbers(T * D, "dy"),
-         *first[4] = {NULL};
-  for (size_t k = 0; k <= sizeof pieces / sizeof *pieces; k++) {
-    int64_t step = k ? pieces[k - 1] : T, n = 0;
+  static const int64_t pieces[] = {T, 1, 2, 3, 5, 13, 39};
+  static const int64_t counts[] = {T * D, (W - 1) * D, T * D, D * W};
+  static const seq_op op = {apply, 3, 2, 1};
+  double *x = numbers(T * D, "x"), *w = numbers(D * W, "w"), *dy = numbers(T * D, "dy"),
+         *dleft = numbers((W - 1) * D, "dleft"), *whole[SEQ_RESULTS], *part[SEQ_RESULTS];
+  wf_row row = {.len = T};
+  for (size_t k = 0; k < sizeof pieces / sizeof *pieces; k++) {
     wf_scope s = wf_scope_open(ctx);
-    wf_tape *tape;
-    ok(wf_tape_create(ctx, &tape));
-    var x, w;
-    watch(tape, &x, tensor(WF_F64, WF_SHAPE(T, D), xs));
-    watch(tape, &w, tensor(WF_F64, WF_SHAPE(D, 1, W), ws));
-    wf_tensor *y[T + 1], *dy[T + 1], *state = wf_zeros(ctx, "test", WF_F64, WF_SHAPE(1, W - 1, D));
-    wf_rows *rows[T];
-    wf_tape_record(tape);
-    for (int64_t t = 0; t < T; t += step, n++) {
-      int64_t len = T - t < step ? T - t : step;
-      wf_row row = {.len = len, .pos = t, .place = t, .flags = (t ? WF_ROW_TAKES : 0) | WF_ROW_LEAVES};
-      ok(wf_rows_create(ctx, 1, &row, 1, &rows[n]));
-      y[n] = wf_conv(ctx, wf_slice(ctx, x.x, 0, t, t + len), w.x, NULL, state, rows[n], true, &state);
-      dy[n] = tensor(WF_F64, WF_SHAPE(len, D), dys + t * D);
-    }
-    wf_tape_pause(tape);
-    ok(wf_ctx_check(ctx));
-    y[n] = state;
-    dy[n] = NULL;
-    ok(wf_backward(tape, (int)n + 1, y, dy));
-    for (int64_t i = 0; i < n; i++) wf_rows_free(rows[i]);
-    wf_tensor *got[3] = {state, x.leaf.grad, w.leaf.grad};
-    for (int i = 0; i < 3; i++) {
-      if (!k)
-        first[i] = values(got[i]);
-      else
-        near_tensor("piecewise", got[i], first[i], 1e-12, 0);
-    }
-    wf_tape_free(tape);
+    const int64_t state[] = {1, W - 1, D};
+    wf_tensor *in[] = {tensor(WF_F64, WF_SHAPE(T, D), x), tensor(WF_F64, WF_SHAPE(D, 1, W), w),
+                       wf_zeros(ctx, "test", WF_F64, 3, state)};
+    wf_tensor *cot[] = {tensor(WF_F64, WF_SHAPE(T, D), dy), tensor(WF_F64, 3, state, dleft)};
+    seq_run(&op, NULL, 1, &row, 1, pieces[k], in, cot, k ? part : whole);
+    for (int i = 0; i < 4 && k; i++) near("piecewise", counts[i], part[i], whole[i], 1e-12, 0);
+    if (k) free_results(&op, part);
     wf_scope_close(ctx, s);
   }
-  for (int i = 0; i < 4; i++) free(first[i]);
-  free(xs), free(ws), free(dys);
+  free_results(&op, whole);
+  free(x), free(w), free(dy), free(dleft);
   close_cpu();
 }
 END_TEST
