@@ -15,7 +15,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { PHASE = 48, HOST = 64 };
+enum { PHASE = 48, HOST = 64, ADDRESSES = 8 };
 
 /* What a rank says of itself. Ranks of a job run the same program, so its layout is the same everywhere. */
 typedef struct sign {
@@ -34,7 +34,8 @@ struct wf_watch {
   int rank, size, socket;
   wf_watch_options o;
   uint64_t job;
-  struct sockaddr_in first; /* rank 0 */
+  struct sockaddr_in first[ADDRESSES]; /* of rank 0: all of its host's, then the one that answered */
+  int n_first;
   pthread_t thread;
   atomic_bool ends, reached; /* reached: rank 0 has answered; on rank 0: all have spoken */
   _Atomic(const char *) phase;
@@ -55,10 +56,11 @@ static void describe(wf_watch *w, sign *s) {
   gethostname(s->host, sizeof s->host - 1);
 }
 
-static void say(wf_watch *w, const struct sockaddr_in *to) {
+static void say(wf_watch *w, int n, const struct sockaddr_in *to) {
   sign s;
   describe(w, &s);
-  (void)sendto(w->socket, &s, sizeof s, 0, (const struct sockaddr *)(const void *)to, sizeof *to);
+  for (int i = 0; i < n; i++)
+    (void)sendto(w->socket, &s, sizeof s, 0, (const struct sockaddr *)(const void *)&to[i], sizeof to[i]);
 }
 
 /* Everything that has arrived; rank 0 answers each. */
@@ -71,7 +73,12 @@ static void listen_to(wf_watch *w) {
     size = sizeof from;
     if (s.job != w->job || s.rank < 0 || s.rank >= w->size || (w->rank != 0) == (s.rank != 0)) continue;
     w->table[s.rank] = (heard){wf_now(), s};
-    if (w->rank == 0) say(w, &from);
+    if (w->rank == 0) {
+      say(w, 1, &from);
+    } else if (w->n_first > 1) {
+      w->first[0] = from;
+      w->n_first = 1;
+    }
   }
   bool all = true;
   for (int r = w->rank == 0; r < (w->rank == 0 ? w->size : 1); r++) all &= w->table[r].sign.job == w->job;
@@ -106,7 +113,7 @@ static void *watching(void *arg) {
   double next = 0;
   while (!atomic_load(&w->ends)) {
     if (wf_now() >= next) {
-      if (w->rank != 0) say(w, &w->first);
+      if (w->rank != 0) say(w, w->n_first, w->first);
       next = wf_now() + (atomic_load(&w->reached) ? 1 : 0.02);
     }
     struct pollfd p = {.fd = w->socket, .events = POLLIN};
@@ -114,46 +121,44 @@ static void *watching(void *arg) {
     listen_to(w);
     judge(w);
   }
-  if (w->rank != 0) say(w, &w->first);
+  if (w->rank != 0) say(w, w->n_first, w->first);
   return NULL;
 }
 
 /* ---- the beginning and the end ---- */
 
-/* An address of this host that others may know; the loopback's where all ranks are here. */
-static struct in_addr address(const wf_comm *world) {
-  struct in_addr a = {.s_addr = htonl(INADDR_LOOPBACK)};
+/* The addresses of this host, the loopback's too. */
+static void addresses(wf_watch *w, in_port_t port) {
   struct ifaddrs *all;
-  if (wf_comm_local_size(world) == wf_comm_size(world) || getifaddrs(&all) != 0) return a;
-  for (struct ifaddrs *i = all; i; i = i->ifa_next)
-    if (i->ifa_addr && i->ifa_addr->sa_family == AF_INET && (i->ifa_flags & IFF_UP) &&
-        !(i->ifa_flags & IFF_LOOPBACK)) {
-      a = ((struct sockaddr_in *)(void *)i->ifa_addr)->sin_addr;
-      break;
+  if (getifaddrs(&all) != 0) return;
+  for (struct ifaddrs *i = all; i && w->n_first < ADDRESSES; i = i->ifa_next)
+    if (i->ifa_addr && i->ifa_addr->sa_family == AF_INET && i->ifa_flags & IFF_UP) {
+      struct sockaddr_in *a = &w->first[w->n_first++];
+      *a = *(struct sockaddr_in *)(void *)i->ifa_addr;
+      a->sin_port = port;
     }
   freeifaddrs(all);
-  return a;
 }
 
-static wf_status open_socket(wf_comm *world, wf_watch *w) {
+static wf_status open_socket(wf_watch *w) {
   struct sockaddr_in any = {.sin_family = AF_INET};
   socklen_t size = sizeof any;
   w->socket = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
   if (w->socket < 0 || bind(w->socket, (struct sockaddr *)(void *)&any, sizeof any) != 0 ||
       getsockname(w->socket, (struct sockaddr *)(void *)&any, &size) != 0)
     return WF_FAIL(WF_EDEVICE, "a socket for signs of life: %s", strerror(errno));
-  w->first = any;
-  w->first.sin_addr = address(world);
+  addresses(w, any.sin_port);
   w->job = (uint64_t)(wf_now() * 1e6) << 16 ^ (uint64_t)getpid();
   return WF_OK;
 }
 
 static wf_status start(wf_comm *world, wf_watch *w) {
-  wf_status s = open_socket(world, w);
+  wf_status s = open_socket(w);
   int64_t ok = s == WF_OK; /* every rank takes part in what follows */
   WF_TRY(wf_comm_all_reduce_host(world, WF_I64, &ok, 1, WF_REDUCE_MIN));
   if (!ok) return s == WF_OK ? WF_FAIL(WF_EPEER, "a rank has no socket for signs of life") : s;
-  WF_TRY(wf_comm_broadcast_host(world, &w->first, sizeof w->first, 0));
+  WF_TRY(wf_comm_broadcast_host(world, w->first, sizeof w->first, 0));
+  WF_TRY(wf_comm_broadcast_host(world, &w->n_first, sizeof w->n_first, 0));
   WF_TRY(wf_comm_broadcast_host(world, &w->job, sizeof w->job, 0));
   WF_CALLOC(w->table, "dist", w->size);
   int failed = pthread_create(&w->thread, NULL, watching, w);
