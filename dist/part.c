@@ -6,7 +6,7 @@
 
 void wf_part_free(wf_part *p) {
   if (!p) return;
-  for (int k = 0; p->rows && k < p->n_own; k++) wf_rows_free(p->rows[k]);
+  for (int k = 0; p->rows && k < p->n_own * p->n_groups; k++) wf_rows_free(p->rows[k]);
   wf_free(p->own);
   wf_free(p->row);
   wf_free(p->first);
@@ -39,18 +39,29 @@ static void cut(wf_part *p, int64_t n_rows, const wf_row *row, int64_t longest) 
   p->first[p->n_segments] = n;
 }
 
+/* As many groups as keep the ranks busy, where the tokens of a segment are in the order of their lanes. */
+static int groups_of(const wf_part *p) {
+  int most = 4 * p->dist->layout->n_ranks;
+  if (p->dist->layout->n_ranks == 1 || p->n_lanes < 2) return 1;
+  for (int s = 0; s < p->n_segments; s++)
+    for (int64_t i = p->first[s] + 1; i < p->first[s + 1]; i++)
+      if (p->row[i].lane < p->row[i - 1].lane) return 1;
+  return p->n_lanes < most ? (int)p->n_lanes : most;
+}
+
 static wf_status fill(wf_part *p, int64_t n_rows, const wf_row *row) {
   const wf_layout *l = p->dist->layout;
   int64_t longest, n = p->n_segments;
   WF_ALLOC(p->start, "dist", ((size_t)p->n_lanes + 1) * sizeof *p->start);
   WF_TRY(wf_row_extent(n_rows, row, p->n_lanes, p->start, &longest));
   WF_CALLOC(p->own, "dist", n);
-  WF_CALLOC(p->rows, "dist", n);
   WF_CALLOC(p->row, "dist", (n_rows + 1) * n);
   WF_CALLOC(p->first, "dist", n + 1);
   WF_CALLOC(p->tokens, "dist", n);
   WF_CALLOC(p->link, "dist", n * p->n_lanes + 1);
   cut(p, n_rows, row, longest);
+  p->n_groups = groups_of(p);
+  WF_CALLOC(p->rows, "dist", n * p->n_groups);
   for (int s = 0; s < n; s++)
     if (l->owner[s] == p->rank) {
       p->own[p->n_own++] = s;
@@ -84,10 +95,27 @@ wf_status wf_part_create(const wf_dist *d, int64_t n_rows, const wf_row *row, in
   return st;
 }
 
-wf_status wf_part_rows(wf_part *p, wf_ctx *c, int k, const wf_rows **out) {
+wf_status wf_part_rows(wf_part *p, wf_ctx *c, int k, int g, const wf_rows **out) {
+  wf_rows **made = &p->rows[k * p->n_groups + g];
+  int64_t lane = wf_part_lane(p, g), end = wf_part_lane(p, g + 1), n = 0;
+  *out = *made;
+  if (*made) return WF_OK;
+  wf_row *row;
   int s = p->own[k];
-  if (!p->rows[k])
-    WF_TRY(wf_rows_create(c, p->first[s + 1] - p->first[s], p->row + p->first[s], p->n_lanes, &p->rows[k]));
-  *out = p->rows[k];
-  return WF_OK;
+  WF_ALLOC(row, "dist", (size_t)(p->first[s + 1] - p->first[s] + 1) * sizeof *row);
+  for (int64_t i = p->first[s]; i < p->first[s + 1]; i++) {
+    if (p->row[i].lane < lane || p->row[i].lane >= end) continue;
+    row[n] = p->row[i];
+    row[n].lane -= lane;
+    row[n].begin -= n ? p->row[i - n].begin : p->row[i].begin;
+    n++;
+  }
+  wf_status st = wf_rows_create(c, n, row, end - lane, made);
+  wf_free(row);
+  *out = *made;
+  return st;
+}
+
+double wf_part_efficiency(const wf_part *p) {
+  return (double)p->n_groups / (p->n_groups + p->dist->layout->n_ranks - 1);
 }

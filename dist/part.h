@@ -49,7 +49,11 @@ typedef struct wf_part {
   int64_t past, piece;
   int64_t *start; /* [n_lanes] the place of the piece's first token in each lane (INT64_MAX: none) */
 
-  wf_rows **rows; /* [n_own] wf_part_rows */
+  /* Lanes in groups, which ranks that wait for each other work on one after the other: while one rank has a
+   * group, the rank before has the next one. Group g has the lanes wf_part_lane(p, g) to wf_part_lane(p,
+   * g+1). */
+  int n_groups;
+  wf_rows **rows; /* [n_own * n_groups] wf_part_rows */
 } wf_part;
 
 /* `row` tiles the piece; the part refers to `d` and copies the rest. `past` pieces of `piece` places came
@@ -58,9 +62,15 @@ wf_status wf_part_create(const wf_dist *d, int64_t n_rows, const wf_row *row, in
                          int64_t piece, wf_part **out);
 void wf_part_free(wf_part *p);
 
-/* The rows of one of this rank's segments alone, its lanes those of the piece; made when first asked for,
- * owned by the part. */
-wf_status wf_part_rows(wf_part *p, wf_ctx *c, int k, const wf_rows **out);
+/* The rows of group g in this rank's k-th segment alone, lane 0 being the group's first; made when first
+ * asked for, owned by the part. */
+wf_status wf_part_rows(wf_part *p, wf_ctx *c, int k, int g, const wf_rows **out);
+/* Of what P ranks could do, the part that ranks do which wait for each other's groups of lanes. */
+double wf_part_efficiency(const wf_part *p);
+
+static inline int64_t wf_part_lane(const wf_part *p, int g) {
+  return p->n_lanes * g / p->n_groups;
+}
 
 static inline int wf_part_owner(const wf_part *p, int segment) {
   return p->dist->layout->owner[segment];
