@@ -30,7 +30,7 @@ static const wf_option table[] = {
 
 typedef struct deltanet {
   int64_t H, K, V;
-  bool conv, negative;
+  bool negative;
   wf_scan_options scan;
   wf_qkv_part qkv;
   wf_param *beta;
@@ -54,7 +54,7 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   deltanet *m = wf_calloc("model", 1, sizeof *m);
   if (!m) return WF_ENOMEM;
   *self = m;
-  *m = (deltanet){.H = o->heads, .K = K, .V = V, .conv = o->conv, .negative = o->negative_eigenvalues};
+  *m = (deltanet){.H = o->heads, .K = K, .V = V, .negative = o->negative_eigenvalues};
   m->scan = (wf_scan_options){.scale = 1 / sqrt((double)K)};
   return declare(b, m, o);
 }
@@ -62,11 +62,9 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const deltanet *m = self;
   wf_ctx *c = r->c;
-  wf_tensor *y[4], *beta = wf_sigmoid(c, wf_linear(c, x, wf_value(m->beta), NULL));
+  wf_tensor *y[4], *beta = wf_linear(c, x, wf_value(m->beta), NULL);
   wf_use_qkv(r, &m->qkv, x, y);
-  for (int i = 0; i < 3 && !m->conv; i++) y[i] = wf_silu(c, y[i]);
-  wf_scan_in in = {.q = wf_l2norm(c, y[0], 1e-6), .k = wf_l2norm(c, y[1], 1e-6), .v = y[2]};
-  in.beta = m->negative ? wf_affine(c, beta, 2, 0) : beta;
+  wf_scan_in in = wf_delta_in(c, &m->qkv, y, beta, m->negative);
   return wf_use_out(r, &m->out, wf_seq_scan(r, m->slot, &in, &m->scan), y[3]);
 }
 

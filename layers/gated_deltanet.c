@@ -34,7 +34,7 @@ static const wf_option table[] = {
 
 typedef struct gated_deltanet {
   int64_t H, Hv, K, V;
-  bool conv, negative;
+  bool negative;
   wf_scan_options scan;
   wf_qkv_part qkv;
   wf_param *a, *beta, *A_log, *dt_bias;
@@ -57,21 +57,13 @@ static wf_status declare(wf_build *b, gated_deltanet *m, const options *o) {
 
 static wf_status init(wf_build *b, const void *opts, void **self) {
   const options *o = opts;
-  int64_t H = o->heads, Hv = o->v_heads == WF_AUTO_I64 ? H : o->v_heads, K = o->head_dim;
+  int64_t H = o->heads, Hv, K = o->head_dim, V;
   if (K == WF_AUTO_I64) K = 8 * (int64_t)fmax(1, round(0.75 * (double)b->d_model / (double)H / 8));
-  int64_t V = (int64_t)llround((double)K * o->expand_v);
-  if (Hv % H)
-    return wf_hint(
-        WF_FAIL(WF_EINVAL, "v_heads: %lld is no multiple of heads: %lld", (long long)Hv, (long long)H),
-        "v_heads / heads heads of values share queries and keys");
-  if (V < 1)
-    return wf_hint(WF_FAIL(WF_EINVAL, "expand_v: %g leaves no width for the values", o->expand_v),
-                   "raise it");
+  WF_TRY(wf_value_heads(H, K, o->v_heads, o->expand_v, &Hv, &V));
   gated_deltanet *m = wf_calloc("model", 1, sizeof *m);
   if (!m) return WF_ENOMEM;
   *self = m;
-  *m = (gated_deltanet){
-      .H = H, .Hv = Hv, .K = K, .V = V, .conv = o->conv, .negative = o->negative_eigenvalues};
+  *m = (gated_deltanet){.H = H, .Hv = Hv, .K = K, .V = V, .negative = o->negative_eigenvalues};
   m->scan = (wf_scan_options){.scale = 1 / sqrt((double)K)};
   return declare(b, m, o);
 }
@@ -82,10 +74,8 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   wf_tensor *y[4], *w[] = {wf_value(m->a), wf_value(m->beta)}, *pre[2];
   wf_use_qkv(r, &m->qkv, x, y);
   wf_linear_n(c, x, 2, w, NULL, pre);
-  for (int i = 0; i < 3 && !m->conv; i++) y[i] = wf_silu(c, y[i]);
-  wf_tensor *beta = wf_sigmoid(c, pre[1]), *dt = wf_softplus(c, wf_add(c, pre[0], wf_value(m->dt_bias)));
-  wf_scan_in in = {.q = wf_l2norm(c, y[0], 1e-6), .k = wf_l2norm(c, y[1], 1e-6), .v = y[2]};
-  in.beta = m->negative ? wf_affine(c, beta, 2, 0) : beta;
+  wf_tensor *dt = wf_softplus(c, wf_add(c, pre[0], wf_value(m->dt_bias)));
+  wf_scan_in in = wf_delta_in(c, &m->qkv, y, pre[1], m->negative);
   in.g = wf_mul(c, dt, wf_affine(c, wf_exp(c, wf_value(m->A_log)), -1, 0));
   return wf_use_out(r, &m->out, wf_seq_scan(r, m->slot, &in, &m->scan), y[3]);
 }

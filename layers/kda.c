@@ -33,7 +33,7 @@ static const wf_option table[] = {
 
 typedef struct kda {
   int64_t H, Hv, K, V;
-  bool conv, negative;
+  bool negative;
   wf_scan_options scan;
   wf_qkv_part qkv;
   wf_param *beta, *A_log, *dt_bias, *decay[2], *gate[2], *gate_bias; /* [0] to the low rank, [1] from it */
@@ -60,20 +60,13 @@ static wf_status declare(wf_build *b, kda *m, const options *o) {
 
 static wf_status init(wf_build *b, const void *opts, void **self) {
   const options *o = opts;
-  int64_t H = o->heads, Hv = o->v_heads == WF_AUTO_I64 ? H : o->v_heads, K = o->head_dim;
+  int64_t H = o->heads, Hv, K = o->head_dim, V;
   if (K == WF_AUTO_I64) WF_TRY(wf_head_size("keys", b->d_model, 1, H, &K));
-  int64_t V = (int64_t)llround((double)K * o->expand_v);
-  if (Hv % H)
-    return wf_hint(
-        WF_FAIL(WF_EINVAL, "v_heads: %lld is no multiple of heads: %lld", (long long)Hv, (long long)H),
-        "v_heads / heads heads of values share queries and keys");
-  if (V < 1)
-    return wf_hint(WF_FAIL(WF_EINVAL, "expand_v: %g leaves no width for the values", o->expand_v),
-                   "raise it");
+  WF_TRY(wf_value_heads(H, K, o->v_heads, o->expand_v, &Hv, &V));
   kda *m = wf_calloc("model", 1, sizeof *m);
   if (!m) return WF_ENOMEM;
   *self = m;
-  *m = (kda){.H = H, .Hv = Hv, .K = K, .V = V, .conv = o->conv, .negative = o->negative_eigenvalues};
+  *m = (kda){.H = H, .Hv = Hv, .K = K, .V = V, .negative = o->negative_eigenvalues};
   m->scan = (wf_scan_options){.scale = 1 / sqrt((double)K)};
   return declare(b, m, o);
 }
@@ -85,13 +78,11 @@ static wf_tensor *low_rank(wf_ctx *c, wf_param *const w[2], const wf_param *bias
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const kda *m = self;
   wf_ctx *c = r->c;
-  wf_tensor *y[4], *beta = wf_sigmoid(c, wf_linear(c, x, wf_value(m->beta), NULL));
+  wf_tensor *y[4], *beta = wf_linear(c, x, wf_value(m->beta), NULL);
   wf_use_qkv(r, &m->qkv, x, y);
-  for (int i = 0; i < 3 && !m->conv; i++) y[i] = wf_silu(c, y[i]);
   wf_tensor *dt = wf_softplus(c, wf_add(c, low_rank(c, m->decay, NULL, x), wf_value(m->dt_bias)));
   wf_tensor *rate = wf_reshape(c, wf_affine(c, wf_exp(c, wf_value(m->A_log)), -1, 0), WF_SHAPE(m->Hv, 1));
-  wf_scan_in in = {.q = wf_l2norm(c, y[0], 1e-6), .k = wf_l2norm(c, y[1], 1e-6), .v = y[2]};
-  in.beta = m->negative ? wf_affine(c, beta, 2, 0) : beta;
+  wf_scan_in in = wf_delta_in(c, &m->qkv, y, beta, m->negative);
   in.g = wf_mul(c, wf_as_heads(dt, m->Hv), rate);
   wf_tensor *o = wf_seq_scan(r, m->slot, &in, &m->scan);
   return wf_use_out(r, &m->out, o, low_rank(c, m->gate, m->gate_bias, x));

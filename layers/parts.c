@@ -58,6 +58,16 @@ double wf_qkv_weights(const wf_qkv_part *p) {
   return n;
 }
 
+wf_scan_in wf_delta_in(wf_ctx *c, const wf_qkv_part *p, wf_tensor *const y[3], wf_tensor *pre,
+                       bool negative) {
+  wf_tensor *z[3], *beta = wf_sigmoid(c, pre);
+  for (int i = 0; i < 3; i++) z[i] = p->conv[i].weight ? y[i] : wf_silu(c, y[i]);
+  return (wf_scan_in){.q = wf_l2norm(c, z[0], 1e-6),
+                      .k = wf_l2norm(c, z[1], 1e-6),
+                      .v = z[2],
+                      .beta = negative ? wf_affine(c, beta, 2, 0) : beta};
+}
+
 wf_tensor *wf_turned_heads(wf_ctx *c, wf_tensor *x, wf_tensor *wave) {
   if (wf_is_poison(x)) return x;
   int64_t n = x->shape[0], H = x->shape[1], K = x->shape[2];
@@ -131,4 +141,17 @@ wf_status wf_head_groups(int64_t heads, int64_t kv_heads) {
   return wf_hint(
       WF_FAIL(WF_EINVAL, "kv_heads: %lld do not divide heads: %lld", (long long)kv_heads, (long long)heads),
       "each key head serves heads / kv_heads query heads");
+}
+
+wf_status wf_value_heads(int64_t heads, int64_t K, int64_t v_heads, double expand_v, int64_t *Hv,
+                         int64_t *V) {
+  *Hv = v_heads == WF_AUTO_I64 ? heads : v_heads;
+  *V = (int64_t)llround((double)K * expand_v);
+  if (*Hv % heads)
+    return wf_hint(
+        WF_FAIL(WF_EINVAL, "v_heads: %lld is no multiple of heads: %lld", (long long)*Hv, (long long)heads),
+        "v_heads / heads heads of values share queries and keys");
+  if (*V < 1)
+    return wf_hint(WF_FAIL(WF_EINVAL, "expand_v: %g leaves no width for the values", expand_v), "raise it");
+  return WF_OK;
 }

@@ -56,6 +56,9 @@ wf_status wf_part_qkv(wf_build *b, const int64_t heads[3], const int64_t size[3]
 /* y[0..2] [n, heads, size], y[3] the gate [n, .] or NULL. */
 void wf_use_qkv(wf_run *r, const wf_qkv_part *p, wf_tensor *x, wf_tensor *y[4]);
 double wf_qkv_weights(const wf_qkv_part *p); /* elements of the projections */
+/* What the delta rule takes of y: SiLU where no convolution had one, q and k of unit length; beta, of `pre`
+ * [n, heads of v], is its sigmoid, or twice that where eigenvalues may be negative. */
+wf_scan_in wf_delta_in(wf_ctx *c, const wf_qkv_part *p, wf_tensor *const y[3], wf_tensor *pre, bool negative);
 
 /* LayerNorm of each head without a bias: h [n, H, V], weight [H V] -> [n, H V]. */
 wf_tensor *wf_head_norm(wf_ctx *c, wf_tensor *h, wf_tensor *weight, double eps);
@@ -89,6 +92,9 @@ wf_init wf_init_time_step(double a, double b);
 wf_status wf_head_size(const char *what, int64_t d_model, double expand, int64_t heads, int64_t *size);
 /* An error unless each key head serves as many query heads. */
 wf_status wf_head_groups(int64_t heads, int64_t kv_heads);
+/* Heads of values that share `heads` heads of keys of width K: v_heads, or as many (auto), of width K x
+ * expand_v. */
+wf_status wf_value_heads(int64_t heads, int64_t K, int64_t v_heads, double expand_v, int64_t *Hv, int64_t *V);
 
 #ifdef __cplusplus
 }
