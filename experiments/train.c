@@ -261,6 +261,7 @@ typedef struct step_result {
   wf_grad_norm grad;
   int64_t tokens;
   int bad_rank; /* whose loss is not finite, or -1 */
+  double seconds;
 } step_result;
 
 static void phase(run *r, const char *what) {
@@ -365,7 +366,7 @@ static wf_status one_step(run *r, step_result *out) {
 }
 
 static wf_status report(run *r, const step_result *s, const wf_evaluation *e) {
-  wf_metric m[12];
+  wf_metric m[16];
   size_t n = 0;
   m[n++] = (wf_metric){"tokens", (double)r->snap.tokens};
   m[n++] = (wf_metric){"loss", s->loss};
@@ -373,6 +374,9 @@ static wf_status report(run *r, const step_result *s, const wf_evaluation *e) {
   m[n++] = (wf_metric){"grad_norm", s->grad.norm};
   m[n++] = (wf_metric){"tokens_per_s", wf_progress_rate(&r->progress)};
   m[n++] = (wf_metric){"wall_s", wf_now() - r->began};
+  m[n++] = (wf_metric){"step_s", s->seconds};
+  m[n++] = (wf_metric){"held_bytes", (double)r->before_steps};
+  m[n++] = (wf_metric){"peak_bytes", (double)wf_mem_peak()};
   if (e) {
     m[n++] = (wf_metric){"val_loss", e->loss};
     m[n++] = (wf_metric){"val_ppl", e->perplexity};
@@ -409,6 +413,7 @@ static wf_status loop(run *r) {
     double before = wf_now();
     step_result s = {0};
     WF_TRY(one_step(r, &s));
+    s.seconds = wf_now() - before;
     show(r, &s, before);
     bool last = r->snap.step == cfg->train.steps, eval = due(r->snap.step, cfg->eval.every, last);
     wf_evaluation e;
