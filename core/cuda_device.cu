@@ -62,14 +62,12 @@ static wf_status cuda_sync(wf_device *dev) {
   return wf_cuda_status(cudaStreamSynchronize(stream_of(dev)), "waiting for the GPU");
 }
 
-static wf_status cuda_host_alloc(wf_device *dev, const char *tag, size_t bytes, void **out) {
+static wf_status cuda_host_alloc(wf_device *dev, size_t bytes, void **out) {
   WF_TRY(wf_cuda_use(dev));
-  WF_TRY(wf_cuda_status(cudaMallocHost(out, bytes), "allocating pinned memory"));
-  wf_mem_count(tag, (int64_t)bytes);
-  return WF_OK;
+  return wf_cuda_status(cudaMallocHost(out, bytes), "allocating pinned memory");
 }
-static void cuda_host_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
-  wf_mem_count(tag, -(int64_t)bytes);
+static void cuda_host_free(wf_device *dev, void *p, size_t bytes) {
+  (void)bytes;
   if (wf_cuda_use(dev) == WF_OK) cudaFreeHost(p);
 }
 
@@ -82,8 +80,12 @@ static void cuda_close(wf_device *dev) {
   wf_free(b);
 }
 
-static const wf_device_vtable vtable = {cuda_alloc, cuda_free,       cuda_write,     cuda_read, cuda_zero,
-                                        cuda_sync,  cuda_host_alloc, cuda_host_free, cuda_close};
+static const wf_device_vtable vtable = {{{cuda_alloc, cuda_free}, {cuda_host_alloc, cuda_host_free}},
+                                        cuda_write,
+                                        cuda_read,
+                                        cuda_zero,
+                                        cuda_sync,
+                                        cuda_close};
 
 static wf_status find(int index) {
   int count = 0, driver = 0;

@@ -24,25 +24,25 @@ static int class_of(size_t bytes, size_t *rounded) {
   return (p - 9) * 8 + (int)k; /* k == 8 is the next power's class 0 */
 }
 
-wf_status wf_device_alloc(wf_device *dev, const char *tag, size_t bytes, void **out) {
+static wf_status cached_alloc(wf_device *dev, int memory, const char *tag, size_t bytes, void **out) {
   if (bytes > (size_t)1 << 46) return WF_FAIL(WF_ENOMEM, "%zu bytes asked for '%s'", bytes, tag);
   size_t whole;
   int c = class_of(bytes, &whole);
   void *p = NULL;
   pthread_mutex_lock(&dev->lock);
-  wf_cached *cell = dev->cache[c];
+  wf_cached *cell = dev->cache[memory][c];
   if (cell) {
-    dev->cache[c] = cell->next;
+    dev->cache[memory][c] = cell->next;
     cell->next = dev->spare;
     dev->spare = cell;
     p = cell->p;
   }
   pthread_mutex_unlock(&dev->lock);
   if (!p) {
-    wf_status s = dev->v->raw_alloc(dev, whole, &p);
+    wf_status s = dev->v->memory[memory].alloc(dev, whole, &p);
     if (s == WF_ENOMEM) {
       wf_device_trim(dev);
-      s = dev->v->raw_alloc(dev, whole, &p);
+      s = dev->v->memory[memory].alloc(dev, whole, &p);
     }
     WF_TRY(s);
   }
@@ -51,7 +51,7 @@ wf_status wf_device_alloc(wf_device *dev, const char *tag, size_t bytes, void **
   return WF_OK;
 }
 
-void wf_device_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
+static void cached_free(wf_device *dev, int memory, const char *tag, void *p, size_t bytes) {
   if (!p) return;
   size_t whole;
   int c = class_of(bytes, &whole);
@@ -64,25 +64,43 @@ void wf_device_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
     cell = malloc(sizeof *cell);
   if (cell) {
     cell->p = p;
-    cell->next = dev->cache[c];
-    dev->cache[c] = cell;
+    cell->next = dev->cache[memory][c];
+    dev->cache[memory][c] = cell;
   }
   pthread_mutex_unlock(&dev->lock);
-  if (!cell) dev->v->raw_free(dev, p, whole);
+  if (!cell) dev->v->memory[memory].free(dev, p, whole);
+}
+
+/* The lock is held. */
+static void trim(wf_device *dev, int memory) {
+  for (int c = 0; c < WF_CACHE_CLASSES; c++)
+    while (dev->cache[memory][c]) {
+      wf_cached *cell = dev->cache[memory][c];
+      dev->cache[memory][c] = cell->next;
+      size_t whole = ((size_t)1 << (c / 8 + 9)) + (size_t)(c % 8) * ((size_t)1 << (c / 8 + 6));
+      dev->v->memory[memory].free(dev, cell->p, whole);
+      cell->next = dev->spare;
+      dev->spare = cell;
+    }
 }
 
 void wf_device_trim(wf_device *dev) {
   pthread_mutex_lock(&dev->lock);
-  for (int c = 0; c < WF_CACHE_CLASSES; c++)
-    while (dev->cache[c]) {
-      wf_cached *cell = dev->cache[c];
-      dev->cache[c] = cell->next;
-      size_t whole = ((size_t)1 << (c / 8 + 9)) + (size_t)(c % 8) * ((size_t)1 << (c / 8 + 6));
-      dev->v->raw_free(dev, cell->p, whole);
-      cell->next = dev->spare;
-      dev->spare = cell;
-    }
+  for (int memory = 0; memory < WF_N_MEMORIES; memory++) trim(dev, memory);
   pthread_mutex_unlock(&dev->lock);
+}
+
+wf_status wf_device_alloc(wf_device *dev, const char *tag, size_t bytes, void **out) {
+  return cached_alloc(dev, WF_DEVICE_MEMORY, tag, bytes, out);
+}
+void wf_device_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
+  cached_free(dev, WF_DEVICE_MEMORY, tag, p, bytes);
+}
+wf_status wf_device_host_alloc(wf_device *dev, const char *tag, size_t bytes, void **out) {
+  return cached_alloc(dev, WF_HOST_MEMORY, tag, bytes, out);
+}
+void wf_device_host_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
+  cached_free(dev, WF_HOST_MEMORY, tag, p, bytes);
 }
 
 /* ---- CPU ---- */
@@ -113,20 +131,11 @@ static wf_status cpu_sync(wf_device *dev) {
   (void)dev;
   return WF_OK;
 }
-static wf_status cpu_host_alloc(wf_device *dev, const char *tag, size_t bytes, void **out) {
-  (void)dev;
-  WF_ALLOC(*out, tag, bytes);
-  return WF_OK;
-}
-static void cpu_host_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
-  (void)dev, (void)tag, (void)bytes;
-  wf_free(p);
-}
 static void cpu_close(wf_device *dev) {
   (void)dev;
 }
-static const wf_device_vtable cpu_vtable = {cpu_alloc, cpu_free,       cpu_copy,      cpu_copy, cpu_zero,
-                                            cpu_sync,  cpu_host_alloc, cpu_host_free, cpu_close};
+static const wf_device_vtable cpu_vtable = {
+    {{cpu_alloc, cpu_free}, {cpu_alloc, cpu_free}}, cpu_copy, cpu_copy, cpu_zero, cpu_sync, cpu_close};
 
 static wf_isa best_isa(void) {
 #if defined(__x86_64__)
@@ -224,12 +233,6 @@ const char *wf_device_name(const wf_device *dev) {
 }
 void *wf_device_stream(const wf_device *dev) {
   return dev->stream;
-}
-wf_status wf_device_host_alloc(wf_device *dev, const char *tag, size_t bytes, void **out) {
-  return dev->v->host_alloc(dev, tag, bytes, out);
-}
-void wf_device_host_free(wf_device *dev, const char *tag, void *p, size_t bytes) {
-  if (p) dev->v->host_free(dev, tag, p, bytes);
 }
 wf_status wf_device_write(wf_device *dev, void *dst, const void *src, size_t bytes) {
   return dev->v->write(dev, dst, src, bytes);

@@ -40,8 +40,7 @@ wf_status wf_device_alloc(wf_device *dev, const char *tag, size_t bytes, void **
 void wf_device_free(wf_device *dev, const char *tag, void *p, size_t bytes);
 void wf_device_trim(wf_device *dev); /* give cached blocks back to the system */
 
-/* Host memory that copies to and from the device fastest: pinned for a GPU, ordinary for the CPU. Not cached.
- */
+/* The same for host memory from which copies are fastest: pinned for a GPU. */
 wf_status wf_device_host_alloc(wf_device *dev, const char *tag, size_t bytes, void **out);
 void wf_device_host_free(wf_device *dev, const char *tag, void *p, size_t bytes);
 

@@ -16,15 +16,20 @@ typedef struct wf_cached {
   void *p;
 } wf_cached;
 
+typedef struct wf_raw_memory {
+  wf_status (*alloc)(wf_device *dev, size_t bytes, void **out);
+  void (*free)(wf_device *dev, void *p, size_t bytes);
+} wf_raw_memory;
+
+/* Of the device, and of the host where copies are fastest. */
+enum { WF_DEVICE_MEMORY, WF_HOST_MEMORY, WF_N_MEMORIES };
+
 typedef struct wf_device_vtable {
-  wf_status (*raw_alloc)(wf_device *dev, size_t bytes, void **out);
-  void (*raw_free)(wf_device *dev, void *p, size_t bytes);
+  wf_raw_memory memory[WF_N_MEMORIES];
   wf_status (*write)(wf_device *dev, void *dst, const void *src, size_t bytes);
   wf_status (*read)(wf_device *dev, void *dst, const void *src, size_t bytes);
   wf_status (*zero)(wf_device *dev, void *dst, size_t bytes);
   wf_status (*sync)(wf_device *dev);
-  wf_status (*host_alloc)(wf_device *dev, const char *tag, size_t bytes, void **out);
-  void (*host_free)(wf_device *dev, const char *tag, void *p, size_t bytes);
   void (*close)(wf_device *dev);
 } wf_device_vtable;
 
@@ -37,8 +42,8 @@ struct wf_device {
   void *stream;  /* cudaStream_t */
   void *backend; /* the kind's own data */
   pthread_mutex_t lock;
-  wf_cached *cache[WF_CACHE_CLASSES]; /* free blocks by size class */
-  wf_cached *spare;                   /* list cells without a block */
+  wf_cached *cache[WF_N_MEMORIES][WF_CACHE_CLASSES]; /* free blocks by size class */
+  wf_cached *spare;                                  /* list cells without a block */
 };
 
 /* core/cuda_device.cu: fills type, name, v, stream, backend. */

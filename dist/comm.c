@@ -6,52 +6,24 @@
 #include "core/clock.h"
 #include "core/memory.h"
 
-/* ---- host memory in front of a device, kept for the next call ---- */
+/* ---- one call ---- */
 
-struct wf_stage {
-  wf_stage *next;
+typedef struct stage { /* host memory in front of a device; none on the CPU */
   wf_device *dev;
   void *p;
   size_t bytes;
-  bool busy;
-};
+} stage;
 
-static wf_status stage_take(wf_comm *c, wf_device *dev, size_t bytes, wf_stage **out) {
-  wf_stage *s = c->stages;
-  while (s && (s->busy || s->dev != dev || s->bytes < bytes)) s = s->next;
-  if (!s) {
-    WF_CALLOC(s, "communicator", 1);
-    wf_status status = wf_device_host_alloc(dev, "communicator", bytes, &s->p);
-    if (status != WF_OK) {
-      wf_free(s);
-      return wf_frame_at(__FILE__, __LINE__, __func__, status);
-    }
-    s->dev = dev;
-    s->bytes = bytes;
-    s->next = c->stages;
-    c->stages = s;
-  }
-  s->busy = true;
-  *out = s;
-  return WF_OK;
+static void stage_drop(stage *s) {
+  if (s->p) wf_device_host_free(s->dev, "communicator", s->p, s->bytes);
+  s->p = NULL;
 }
-
-static void stages_free(wf_comm *c) {
-  while (c->stages) {
-    wf_stage *s = c->stages;
-    c->stages = s->next;
-    wf_device_host_free(s->dev, "communicator", s->p, s->bytes);
-    wf_free(s);
-  }
-}
-
-/* ---- one call ---- */
 
 struct wf_pending {
   wf_comm *c;
   wf_request *request;
-  wf_stage *from, *into; /* where the source and the destination are staged; NULL on the CPU */
-  wf_tensor *out;        /* to be written from `into` */
+  stage from, into; /* of the source and the destination */
+  wf_tensor *out;   /* to be written from `into` */
 };
 
 static wf_status check(const wf_comm *c, const wf_tensor *x, const char *call) {
@@ -107,14 +79,14 @@ static bool overlap(const wf_tensor *x, const wf_tensor *out) {
 }
 
 /* The host memory of `x`: its own on the CPU, else a stage, which receives its elements when `read`. */
-static wf_status span_of(wf_comm *c, const wf_tensor *x, bool read, wf_stage **stage, wf_span *out) {
+static wf_status span_of(const wf_tensor *x, bool read, stage *at, wf_span *out) {
   *out = (wf_span){wf_data(x), x->dtype, wf_numel(x)};
   wf_device *dev = x->storage->dev;
   if (wf_device_kind(dev) == WF_CPU || out->n == 0) return WF_OK;
-  WF_TRY(stage_take(c, dev, wf_span_bytes(*out), stage));
-  void *p = out->p;
-  out->p = (*stage)->p;
-  return read ? wf_device_read(dev, out->p, p, wf_span_bytes(*out)) : WF_OK;
+  *at = (stage){.dev = dev, .bytes = wf_span_bytes(*out)};
+  WF_TRY(wf_device_host_alloc(dev, "communicator", at->bytes, &at->p));
+  out->p = at->p;
+  return read ? wf_device_read(dev, at->p, wf_data(x), at->bytes) : WF_OK;
 }
 
 static wf_status settle(wf_pending *k, wf_status s) {
@@ -123,12 +95,10 @@ static wf_status settle(wf_pending *k, wf_status s) {
     k->request = NULL;
     if (s == WF_OK) s = waited;
   }
-  if (s == WF_OK && k->into && k->out) {
-    const size_t bytes = (size_t)wf_numel(k->out) * wf_dtype_size(k->out->dtype);
-    s = wf_device_write(k->out->storage->dev, wf_data(k->out), k->into->p, bytes);
-  }
-  if (k->from) k->from->busy = false;
-  if (k->into) k->into->busy = false;
+  if (s == WF_OK && k->into.p && k->out)
+    s = wf_device_write(k->into.dev, wf_data(k->out), k->into.p, k->into.bytes);
+  stage_drop(&k->from);
+  stage_drop(&k->into);
   return s;
 }
 
@@ -163,7 +133,7 @@ wf_status wf_comm_send(wf_comm *c, const wf_tensor *x, int to, wf_pending **pend
   const double start = wf_now();
   wf_pending k = {.c = c};
   wf_span from;
-  wf_status s = span_of(c, x, true, &k.from, &from);
+  wf_status s = span_of(x, true, &k.from, &from);
   if (s == WF_OK) s = c->ops->send(c, from, to, !pending, &k.request);
   if (s == WF_OK) {
     c->counts.messages++;
@@ -180,7 +150,7 @@ wf_status wf_comm_recv(wf_comm *c, wf_tensor *x, int from, wf_pending **pending)
   const double start = wf_now();
   wf_pending k = {.c = c, .out = x};
   wf_span into;
-  wf_status s = span_of(c, x, false, &k.into, &into);
+  wf_status s = span_of(x, false, &k.into, &into);
   if (s == WF_OK) s = c->ops->recv(c, into, from, !pending, &k.request);
   return finish(&k, s, start, pending);
 }
@@ -195,7 +165,7 @@ wf_status wf_comm_broadcast(wf_comm *c, wf_tensor *x, int root, wf_pending **pen
   const double start = wf_now();
   wf_pending k = {.c = c, .out = c->rank == root ? NULL : x};
   wf_span all;
-  wf_status s = span_of(c, x, c->rank == root, &k.into, &all);
+  wf_status s = span_of(x, c->rank == root, &k.into, &all);
   if (s == WF_OK) {
     count_call(c, all);
     s = c->ops->broadcast(c, all, root, !pending, &k.request);
@@ -211,7 +181,7 @@ wf_status wf_comm_all_reduce(wf_comm *c, wf_tensor *x, wf_reduce how, wf_pending
   const double start = wf_now();
   wf_pending k = {.c = c, .out = x};
   wf_span all;
-  wf_status s = span_of(c, x, true, &k.into, &all);
+  wf_status s = span_of(x, true, &k.into, &all);
   if (s == WF_OK) {
     count_call(c, all);
     s = c->ops->all_reduce(c, all, how, !pending, &k.request);
@@ -234,8 +204,8 @@ wf_status wf_comm_reduce_scatter(wf_comm *c, const wf_tensor *x, const int64_t *
   const double start = wf_now();
   wf_pending k = {.c = c, .out = out};
   wf_span from, into;
-  wf_status s = span_of(c, x, true, &k.from, &from);
-  if (s == WF_OK) s = span_of(c, out, false, &k.into, &into);
+  wf_status s = span_of(x, true, &k.from, &from);
+  if (s == WF_OK) s = span_of(out, false, &k.into, &into);
   if (s == WF_OK && c->size == 1) {
     memcpy(into.p, from.p, wf_span_bytes(from));
   } else if (s == WF_OK) {
@@ -263,7 +233,7 @@ wf_status wf_comm_all_gather(wf_comm *c, const wf_tensor *x, const int64_t *coun
   const double start = wf_now();
   wf_pending k = {.c = c, .out = out};
   wf_span into;
-  wf_status s = span_of(c, out, false, &k.into, &into);
+  wf_status s = span_of(out, false, &k.into, &into);
   if (s == WF_OK) {
     const wf_span own = wf_span_part(into, first, wf_numel(x));
     if (own.n > 0 && own.p != wf_data(x))
@@ -290,8 +260,8 @@ wf_status wf_comm_all_to_all(wf_comm *c, const wf_tensor *x, const int64_t *send
   const double start = wf_now();
   wf_pending k = {.c = c, .out = out};
   wf_span from, into;
-  wf_status s = span_of(c, x, true, &k.from, &from);
-  if (s == WF_OK) s = span_of(c, out, false, &k.into, &into);
+  wf_status s = span_of(x, true, &k.from, &from);
+  if (s == WF_OK) s = span_of(out, false, &k.into, &into);
   if (s == WF_OK && c->size == 1) {
     if (from.n > 0) memcpy(into.p, from.p, wf_span_bytes(from));
   } else if (s == WF_OK) {
@@ -354,9 +324,7 @@ wf_status wf_comm_split(wf_comm *c, int color, int key, wf_comm **out) {
 }
 
 void wf_comm_free(wf_comm *c) {
-  if (!c) return;
-  stages_free(c);
-  c->ops->free(c);
+  if (c) c->ops->free(c);
 }
 
 int wf_comm_rank(const wf_comm *c) {

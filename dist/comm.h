@@ -48,7 +48,7 @@ wf_status wf_comm_mpi(wf_comm **out);
 bool wf_comm_launched(int *ranks);
 /* Of all ranks of `c`: those of one colour (not below zero) form a group, ordered by `key`, then by rank. */
 wf_status wf_comm_split(wf_comm *c, int color, int key, wf_comm **out);
-/* With no call under way; before the devices of the tensors it moved are closed. */
+/* With no call under way. */
 void wf_comm_free(wf_comm *c);
 
 int wf_comm_rank(const wf_comm *c);

@@ -12,7 +12,6 @@
 #include "dist/comm.h"
 
 typedef struct wf_request wf_request; /* each transport's own */
-typedef struct wf_stage wf_stage;     /* comm.c: host memory in front of a device */
 
 typedef struct wf_span { /* n elements in host memory */
   void *p;
@@ -45,7 +44,6 @@ struct wf_comm { /* first in each transport's own struct */
   int rank, size, local_size;
   int64_t most; /* elements one call of the transport takes (MPI's counts are ints); tests lower it */
   wf_comm_counts counts;
-  wf_stage *stages;
 };
 
 /* Ranks that are threads: this rank fails, so the others must not wait for it in any group that came from the
