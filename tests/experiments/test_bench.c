@@ -82,8 +82,8 @@ START_TEST(mistakes_are_told) {
   bench("attention simple_gla --heads 5", 1, "error: none of the mixers could be measured");
   ck_assert_ptr_nonnull(strstr(output, "heads: 5 heads do not divide d_model 64"));
   /* one that fails leaves the others */
-  bench("attention simple_gla --set kv_heads=3", 0, "kv_heads: 3 do not divide heads: 4");
-  ck_assert_ptr_nonnull(strstr(output, "\nsimple_gla                33 "));
+  bench("attention gateloop --set kv_heads=3", 0, "kv_heads: 3 do not divide heads: 4");
+  ck_assert_ptr_nonnull(strstr(output, "\ngateloop                  33 "));
 }
 END_TEST
 
