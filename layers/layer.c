@@ -103,5 +103,6 @@ wf_status wf_build_state_exact(wf_build *b, const char *name, bool grows, int nd
                                int *slot) {
   WF_TRY(wf_build_state(b, name, grows, ndim, shape, slot));
   b->state->slot[*slot].exact = true;
+  b->state->slot[*slot].kind = WF_STATE_SCAN; /* a sum along the sequence */
   return WF_OK;
 }

@@ -7,7 +7,7 @@
  * A span names each row's first query, its queries, its first key and the keys before the first query's own.
  * Dilated attention makes a row of what one head keeps of one segment, over the same keys.
  */
-#include "layers/seq.h"
+#include "layers/seq_impl.h"
 #include "core/memory.h"
 
 #include <math.h>
@@ -16,9 +16,12 @@ wf_status wf_seq_attend_state(wf_build *b, int64_t kv_heads, int64_t K, int64_t 
                               int64_t window, wf_seq_attend_slots *slots) {
   bool all = window == 0;
   const int64_t k[] = {window - 1, kv_heads, K}, v[] = {window - 1, kv_heads, V}, c[] = {window - 1, gates};
-  WF_TRY(wf_build_state(b, "k", all, 3 - all, k + all, &slots->k));
-  WF_TRY(wf_build_state(b, "v", all, 3 - all, v + all, &slots->v));
-  return gates ? wf_build_state_exact(b, "c", all, 2 - all, c + all, &slots->c) : WF_OK;
+  WF_TRY(wf_seq_state(b, WF_STATE_ATTEND, "k", all, 3 - all, k + all, &slots->k));
+  WF_TRY(wf_seq_state(b, WF_STATE_ATTEND, "v", all, 3 - all, v + all, &slots->v));
+  if (!gates) return WF_OK;
+  WF_TRY(wf_build_state_exact(b, "c", all, 2 - all, c + all, &slots->c));
+  b->state->slot[slots->c].kind = WF_STATE_ATTEND;
+  return WF_OK;
 }
 
 typedef enum layout { FRESH, WINDOW, CACHE } layout;

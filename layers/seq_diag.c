@@ -2,10 +2,10 @@
 #include "layers/seq_impl.h"
 
 wf_status wf_seq_diag_state(wf_build *b, const char *name, int64_t d, int *slot) {
-  return wf_build_state(b, name, false, WF_SHAPE(d), slot);
+  return wf_seq_state(b, WF_STATE_SCAN, name, false, WF_SHAPE(d), slot);
 }
 wf_status wf_seq_sum_state(wf_build *b, const char *name, int64_t d, int *slot) {
-  return wf_build_state(b, name, false, WF_SHAPE(2, d), slot);
+  return wf_seq_state(b, WF_STATE_SCAN, name, false, WF_SHAPE(2, d), slot);
 }
 
 /* ---- over ranks ---- */
@@ -79,7 +79,7 @@ wf_tensor *wf_seq_max(wf_run *r, int slot, wf_tensor *x, wf_tensor *g, wf_tensor
 }
 
 wf_status wf_seq_selective_state(wf_build *b, const char *name, int64_t d, int64_t N, int *slot) {
-  return wf_build_state(b, name, false, WF_SHAPE(d, N), slot);
+  return wf_seq_state(b, WF_STATE_SCAN, name, false, WF_SHAPE(d, N), slot);
 }
 
 wf_tensor *wf_seq_selective(wf_run *r, int slot, const wf_selective_in *in) {

@@ -6,6 +6,14 @@
 
 enum { WF_RELAY_MAX = 32 };
 
+/* wf_build_state for a primitive's own slot. */
+static inline wf_status wf_seq_state(wf_build *b, wf_state_kind kind, const char *name, bool grows, int ndim,
+                                     const int64_t *shape, int *slot) {
+  WF_TRY(wf_build_state(b, name, grows, ndim, shape, slot));
+  b->state->slot[*slot].kind = kind;
+  return WF_OK;
+}
+
 /* A primitive over the rows of `r`, whose part is NULL: x[n_x] -> y[n_y]; reads and leaves its slots. */
 typedef void (*wf_relay_body)(wf_run *r, const void *arg, wf_tensor *const *x, wf_tensor **y);
 

@@ -2,7 +2,7 @@
 #include "layers/seq_impl.h"
 
 wf_status wf_seq_scan_state(wf_build *b, const char *name, int64_t heads, int64_t K, int64_t V, int *slot) {
-  return wf_build_state(b, name, false, WF_SHAPE(heads, K, V), slot);
+  return wf_seq_state(b, WF_STATE_SCAN, name, false, WF_SHAPE(heads, K, V), slot);
 }
 
 typedef struct scan_arg {

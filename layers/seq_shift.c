@@ -4,7 +4,7 @@
 #include "layers/seq_impl.h"
 
 wf_status wf_seq_conv_state(wf_build *b, const char *name, int64_t width, int64_t w, int *slot) {
-  return wf_build_state(b, name, false, WF_SHAPE(w - 1, width), slot);
+  return wf_seq_state(b, WF_STATE_SHIFT, name, false, WF_SHAPE(w - 1, width), slot);
 }
 
 typedef struct conv_arg {

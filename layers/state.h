@@ -15,8 +15,12 @@
 extern "C" {
 #endif
 
+/* The primitive whose state it is: what ranks that share a sequence exchange (layers/seq.h). */
+typedef enum wf_state_kind { WF_STATE_SERIAL, WF_STATE_SCAN, WF_STATE_SHIFT, WF_STATE_ATTEND } wf_state_kind;
+
 typedef struct wf_state_slot {
   char *name;
+  wf_state_kind kind;
   bool grows;
   bool exact; /* float64 whatever the model computes in: sums that run over the whole sequence */
   int ndim;
