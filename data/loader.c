@@ -36,7 +36,8 @@ struct wf_loader {
 static wf_status fill_slot(wf_loader *l, slot *s) {
   int64_t n = l->o.batch, left = l->source->per_epoch - l->make_cursor;
   if (l->o.once && left < n) n = left;
-  int64_t from = n * l->o.rank / l->o.n_ranks, to = n * (l->o.rank + 1) / l->o.n_ranks;
+  int64_t from = wf_loader_first(n, l->o.rank, l->o.n_ranks),
+          to = wf_loader_first(n, l->o.rank + 1, l->o.n_ranks);
   wf_fill *f = &s->fill;
   f->n_tokens = f->n_rows = 0;
   for (int64_t i = from; i < to; i++) {

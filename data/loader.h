@@ -36,6 +36,11 @@ typedef struct wf_batch {
   int64_t epoch;                  /* of its first sequence, from 0 */
 } wf_batch;
 
+/* The first sequence of a batch that rank `rank` gets. */
+static inline int64_t wf_loader_first(int64_t batch, int rank, int n_ranks) {
+  return batch * rank / n_ranks;
+}
+
 typedef struct wf_loader wf_loader;
 
 /* Takes the source over: it is freed with the loader, also when this fails. WF_EINVAL for impossible options.

@@ -1,9 +1,9 @@
-/* One checkpoint file: writing a snapshot, reading it back.
+/* What a checkpoint holds, and writing it.
  *
- * Everything that is saved as a tensor is listed by each_tensor() and nowhere else: a save goes over the list
- * twice (define, write), a load twice (check, read). Data pass through a small staging buffer, wherever the
- * tensors live. */
-#include "experiments/checkpoint.h"
+ * Everything that is saved as a tensor is listed by wf_checkpoint_each() and nowhere else: a save goes over
+ * the list twice (define, write), a load twice (check, read). Data pass through a small staging buffer,
+ * wherever the tensors live, and from other ranks in pieces of its size. */
+#include "experiments/checkpoint_impl.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -14,80 +14,119 @@
 
 #define TAG "checkpoint"
 
-enum { VERSION = 1, STAGED = 1 << 18 }; /* elements that pass through the buffer at once */
-
-static const char format[] = "weft checkpoint";
-
 /* ---- what there is to save ---- */
 
-typedef wf_status (*visitor)(void *arg, const char *name, wf_tensor *t);
+static wf_comm *ranks_of(const wf_snapshot *s) {
+  return s->shards ? s->shards->comm : NULL;
+}
 
-/* The part of a flat buffer that is `prefix`/`name`. */
-static wf_status visit_part(visitor fn, void *arg, const char *prefix, const char *name, wf_tensor *flat,
-                            int ndim, const int64_t *shape, int64_t offset) {
+static bool writes(const wf_snapshot *s) {
+  return !ranks_of(s) || wf_comm_rank(ranks_of(s)) == 0;
+}
+
+/* Parameter p's part `prefix`/NAME of a flat buffer: elements [at, at + n), the parameter's from `first` on.
+ */
+static wf_status visit_part(wf_logical_fn fn, void *arg, const char *prefix, const wf_param *p,
+                            wf_tensor *flat, int64_t at, int64_t n, int64_t first, const int64_t *count) {
   char full[WF_H5_MAX_NAME + 2];
-  snprintf(full, sizeof full, "%s/%s", prefix, name);
+  snprintf(full, sizeof full, "%s/%s", prefix, p->name);
   wf_scope scope = wf_scope_open(flat->ctx);
-  wf_tensor *t = wf_view_raw(flat, ndim, shape, NULL, offset);
-  wf_status s = wf_is_poison(t) ? wf_ctx_check(flat->ctx) : fn(arg, full, t);
+  wf_logical t = {p->ndim, p->shape, wf_view_raw(flat, WF_SHAPE(n), NULL, at), first, count};
+  wf_status s = wf_is_poison(t.own) ? wf_ctx_check(flat->ctx) : fn(arg, full, &t);
   wf_scope_close(flat->ctx, scope);
   return s;
 }
 
-/* The weights under `prefix`: from the parameters themselves, or from their average. */
-static wf_status each_weight(const wf_params *ps, const wf_ema *ema, const char *prefix, visitor fn,
-                             void *arg) {
+wf_status wf_checkpoint_weights(const wf_params *ps, const char *prefix, wf_logical_fn fn, void *arg) {
   for (int i = 0; i < ps->n; i++) {
     const wf_param *p = ps->param[i];
-    wf_tensor *flat = ema ? wf_ema_average(ema, p->group) : ps->group[p->group].value;
-    WF_TRY(visit_part(fn, arg, prefix, p->name, flat, p->ndim, p->shape, p->offset));
+    WF_TRY(visit_part(fn, arg, prefix, p, ps->group[p->group].value, p->offset, p->numel, 0, NULL));
   }
   return WF_OK;
 }
 
-static wf_status each_optimizer_state(const wf_optimizer *opt, visitor fn, void *arg) {
+/* What lies beside the parameters of one group, or of all (-1): `state` of the optimiser, or with -1 the
+ * average. */
+static wf_status each_beside(const wf_snapshot *s, int group, int state, const char *prefix, wf_logical_fn fn,
+                             void *arg) {
+  const wf_shards *sh = s->shards && s->shards->divided ? s->shards : NULL;
+  int64_t *count = NULL;
+  wf_status st = WF_OK;
+  if (sh) WF_CALLOC(count, TAG, wf_comm_size(sh->comm));
+  for (int i = 0; i < s->params->n && st == WF_OK; i++) {
+    const wf_param *p = s->params->param[i];
+    int64_t first = 0, n = p->numel, at = p->offset;
+    if (group >= 0 && p->group != group) continue;
+    int g = sh ? wf_shards_find(sh, i, &first, &n, &at, count) : p->group;
+    wf_tensor *flat = state < 0 ? wf_ema_average(s->ema, g) : wf_optimizer_state(s->optimizer, g, state);
+    st = visit_part(fn, arg, prefix, p, flat, at, n, first, count);
+  }
+  wf_free(count);
+  return st;
+}
+
+/* A group of the optimiser that belongs to a group of the parameters; -1: none does. */
+static int own_group(const wf_snapshot *s, int group) {
+  int64_t first, n, at;
+  if (!s->shards || !s->shards->divided) return group;
+  for (int i = 0; i < s->params->n; i++)
+    if (s->params->param[i]->group == group) return wf_shards_find(s->shards, i, &first, &n, &at, NULL);
+  return -1;
+}
+
+static wf_status each_optimizer_state(const wf_snapshot *s, wf_logical_fn fn, void *arg) {
   char prefix[128];
-  for (int g = 0; g < wf_optimizer_n_groups(opt); g++) {
-    const wf_opt_group *group = wf_optimizer_group(opt, g);
-    for (int i = 0; i < wf_optimizer_n_states(opt, g); i++) {
-      snprintf(prefix, sizeof prefix, "optimizer/%s", wf_optimizer_state_name(opt, g, i));
-      for (int r = 0; r < group->n_ranges; r++) {
-        const wf_opt_range *range = &group->range[r];
-        WF_TRY(visit_part(fn, arg, prefix, range->name, wf_optimizer_state(opt, g, i), range->ndim,
-                          range->shape, range->offset));
-      }
+  for (int g = 0; g < s->params->n_groups; g++) {
+    int own = own_group(s, g), n = own < 0 ? 0 : wf_optimizer_n_states(s->optimizer, own);
+    for (int i = 0; i < n; i++) {
+      snprintf(prefix, sizeof prefix, "optimizer/%s", wf_optimizer_state_name(s->optimizer, own, i));
+      WF_TRY(each_beside(s, g, i, prefix, fn, arg));
     }
   }
   return WF_OK;
 }
 
-static wf_status each_state(const wf_state *state, visitor fn, void *arg) {
+static wf_status visit_slot(const wf_snapshot *s, int i, wf_logical_fn fn, void *arg) {
+  const wf_lanes *l = s->lanes;
+  wf_tensor *x = s->state->in[i];
+  int64_t shape[WF_MAX_DIMS], each = 1, ranks = l ? wf_comm_size(ranks_of(s)) : 0, *count = NULL;
   char full[WF_H5_MAX_NAME + 2];
-  for (int i = 0; i < state->spec->n; i++) {
-    snprintf(full, sizeof full, "state/%s", state->spec->slot[i].name);
-    WF_TRY(fn(arg, full, state->in[i]));
-  }
+  snprintf(full, sizeof full, "state/%s", s->state->spec->slot[i].name);
+  memcpy(shape, x->shape, sizeof shape);
+  if (!l) return fn(arg, full, &(wf_logical){x->ndim, shape, x, 0, NULL});
+  for (int d = 1; d < x->ndim; d++) each *= shape[d];
+  WF_ALLOC(count, TAG, (size_t)ranks * sizeof *count);
+  for (int r = 0; r < ranks; r++) count[r] = l->count[r] * each;
+  wf_scope scope = wf_scope_open(x->ctx);
+  shape[0] = l->n;
+  wf_tensor *own = wf_view_raw(x, x->ndim, shape, x->stride, l->at * x->stride[0]);
+  shape[0] = l->all;
+  wf_status st = wf_is_poison(own)
+                     ? wf_ctx_check(x->ctx)
+                     : fn(arg, full, &(wf_logical){x->ndim, shape, own, l->first * each, count});
+  wf_scope_close(x->ctx, scope);
+  wf_free(count);
+  return st;
+}
+
+wf_status wf_checkpoint_each(const wf_snapshot *s, wf_logical_fn fn, void *arg) {
+  if (s->params) WF_TRY(wf_checkpoint_weights(s->params, "params", fn, arg));
+  if (s->optimizer) WF_TRY(each_optimizer_state(s, fn, arg));
+  if (s->ema) WF_TRY(each_beside(s, -1, -1, "ema", fn, arg));
+  for (int i = 0; s->state && i < s->state->spec->n; i++) WF_TRY(visit_slot(s, i, fn, arg));
   return WF_OK;
 }
 
-static wf_status each_tensor(const wf_snapshot *s, visitor fn, void *arg) {
-  if (s->params) WF_TRY(each_weight(s->params, NULL, "params", fn, arg));
-  if (s->optimizer) WF_TRY(each_optimizer_state(s->optimizer, fn, arg));
-  if (s->ema) WF_TRY(each_weight(s->params, s->ema, "ema", fn, arg));
-  if (s->state) WF_TRY(each_state(s->state, fn, arg));
-  return WF_OK;
-}
-
-/* The next elements that fit the buffer, as a view in the current scope. */
-static wf_status staged_piece(wf_tensor *flat, int64_t first, int64_t *count, wf_tensor **piece) {
+wf_status wf_staged_piece(wf_tensor *flat, int64_t first, int64_t *count, wf_tensor **piece) {
   int64_t left = wf_numel(flat) - first;
-  *count = left < STAGED ? left : STAGED;
+  *count = left < WF_STAGED ? left : WF_STAGED;
   *piece = wf_view_raw(flat, WF_SHAPE(*count), NULL, first);
   return wf_is_poison(*piece) ? wf_ctx_check(flat->ctx) : WF_OK;
 }
 
-static wf_status check_snapshot(const wf_snapshot *s) {
-  if (s->ema && !s->params) return WF_FAIL(WF_EINTERNAL, "averaged weights without the weights");
+wf_status wf_snapshot_check(const wf_snapshot *s) {
+  if ((s->ema || s->optimizer) && !s->params)
+    return WF_FAIL(WF_EINTERNAL, "what stands beside the weights without the weights");
   if (s->ema && wf_ema_swapped(s->ema))
     return WF_FAIL(WF_EINTERNAL, "the average of the weights stands in their place");
   return WF_OK;
@@ -96,44 +135,82 @@ static wf_status check_snapshot(const wf_snapshot *s) {
 /* ---- saving ---- */
 
 typedef struct saving {
+  wf_comm *comm; /* NULL: one rank */
   wf_h5_writer *w;
   int *id; /* of every tensor, in the list's order */
   size_t n, cap, at;
   void *buffer;
+  wf_status status; /* the first failure to write: the other ranks send all the same */
 } saving;
 
-static wf_status define_tensor(void *arg, const char *name, wf_tensor *t) {
+static wf_status define_tensor(void *arg, const char *name, const wf_logical *t) {
   saving *s = arg;
   WF_TRY(wf_grow(TAG, (void **)&s->id, sizeof *s->id, s->n, &s->cap));
-  WF_TRY(wf_h5_define(s->w, name, t->dtype, t->ndim, t->shape, &s->id[s->n]));
+  WF_TRY(wf_h5_define(s->w, name, t->own->dtype, t->ndim, t->shape, &s->id[s->n]));
   s->n++;
   return WF_OK;
 }
 
-static wf_status save_pieces(saving *s, int id, wf_tensor *flat) {
+static wf_status save_pieces(saving *s, int id, wf_tensor *flat, int64_t at) {
   int64_t n = wf_numel(flat), count;
   for (int64_t first = 0; first < n; first += count) {
     wf_tensor *piece;
-    WF_TRY(staged_piece(flat, first, &count, &piece));
+    WF_TRY(wf_staged_piece(flat, first, &count, &piece));
     WF_TRY(wf_to_host(piece, s->buffer));
-    WF_TRY(wf_h5_write(s->w, id, first, count, s->buffer));
+    WF_TRY(wf_h5_write(s->w, id, at + first, count, s->buffer));
   }
   return WF_OK;
 }
 
-static wf_status save_tensor(void *arg, const char *name, wf_tensor *t) {
+/* What the other ranks have, which comes in pieces. */
+static wf_status receive_pieces(saving *s, int id, const wf_logical *t) {
+  wf_ctx *c = t->own->ctx;
+  int64_t at = t->count[0], n;
+  for (int r = 1; r < wf_comm_size(s->comm); r++)
+    for (int64_t end = at + t->count[r]; at < end; at += n) {
+      n = end - at < WF_STAGED ? end - at : WF_STAGED;
+      wf_scope scope = wf_scope_open(c);
+      wf_tensor *piece = wf_empty(c, TAG, t->own->dtype, WF_SHAPE(n));
+      wf_status st = wf_is_poison(piece) ? wf_ctx_check(c) : wf_comm_recv(s->comm, piece, r, NULL);
+      if (st == WF_OK && s->status == WF_OK) s->status = save_pieces(s, id, piece, at);
+      wf_scope_close(c, scope);
+      WF_TRY(st);
+    }
+  return WF_OK;
+}
+
+static wf_status send_pieces(wf_comm *comm, wf_tensor *flat) {
+  int64_t n = wf_numel(flat), count;
+  for (int64_t first = 0; first < n; first += count) {
+    wf_tensor *piece;
+    WF_TRY(wf_staged_piece(flat, first, &count, &piece));
+    WF_TRY(wf_comm_send(comm, piece, 0, NULL));
+  }
+  return WF_OK;
+}
+
+static wf_status save_tensor(void *arg, const char *name, const wf_logical *t) {
   saving *s = arg;
+  wf_ctx *c = t->own->ctx;
+  bool sends = s->comm && wf_comm_rank(s->comm) > 0;
+  int id = s->status == WF_OK && !sends ? s->id[s->at++] : -1;
   (void)name;
-  wf_scope scope = wf_scope_open(t->ctx);
-  wf_tensor *flat = wf_contiguous(t->ctx, t);
-  wf_status st = wf_is_poison(flat) ? wf_ctx_check(t->ctx) : save_pieces(s, s->id[s->at++], flat);
-  wf_scope_close(t->ctx, scope);
+  if (sends && !t->count) return WF_OK; /* the first rank has it too */
+  wf_scope scope = wf_scope_open(c);
+  wf_tensor *flat = wf_contiguous(c, t->own);
+  wf_status st = wf_is_poison(flat) ? wf_ctx_check(c) : WF_OK;
+  if (st == WF_OK && sends)
+    st = send_pieces(s->comm, flat);
+  else if (st == WF_OK && s->status == WF_OK)
+    s->status = save_pieces(s, id, flat, 0);
+  wf_scope_close(c, scope);
+  if (st == WF_OK && !sends && t->count) st = receive_pieces(s, id, t);
   return st;
 }
 
 static wf_status save_facts(wf_h5_writer *w, const wf_snapshot *s) {
-  WF_TRY(wf_h5_set_string(w, "", "format", format));
-  WF_TRY(wf_h5_set_i64(w, "", "version", VERSION));
+  WF_TRY(wf_h5_set_string(w, "", "format", WF_CHECKPOINT_FORMAT));
+  WF_TRY(wf_h5_set_i64(w, "", "version", WF_CHECKPOINT_VERSION));
   WF_TRY(wf_h5_set_i64(w, "", "step", s->step));
   WF_TRY(wf_h5_set_i64(w, "", "tokens", s->tokens));
   WF_TRY(wf_h5_set_i64(w, "", "cursor", s->cursor));
@@ -147,286 +224,49 @@ static wf_status save_facts(wf_h5_writer *w, const wf_snapshot *s) {
   return WF_OK;
 }
 
-static wf_status save_all(saving *sv, const wf_snapshot *s, const char *config, const void *tokenizer,
-                          size_t tokenizer_size) {
-  WF_TRY(check_snapshot(s));
+/* What the file holds besides tensors, and where these go. */
+static wf_status prepare(saving *sv, const char *path, const wf_snapshot *s, const char *config,
+                         const void *tokenizer, size_t tokenizer_size, const int64_t *positions) {
+  int64_t lanes = s->lanes ? s->lanes->all : s->state ? s->state->lanes : 0;
+  WF_TRY(wf_h5_create(path, &sv->w));
   WF_TRY(save_facts(sv->w, s));
   WF_TRY(wf_h5_put(sv->w, "config", WF_U8, WF_SHAPE((int64_t)strlen(config)), config));
   if (tokenizer) WF_TRY(wf_h5_put(sv->w, "tokenizer", WF_U8, WF_SHAPE((int64_t)tokenizer_size), tokenizer));
-  WF_TRY(each_tensor(s, define_tensor, sv));
-  if (s->state)
-    WF_TRY(wf_h5_put(sv->w, "state/positions", WF_I64, WF_SHAPE(s->state->lanes), s->state->position));
+  WF_TRY(wf_checkpoint_each(s, define_tensor, sv));
+  if (s->state) WF_TRY(wf_h5_put(sv->w, "state/positions", WF_I64, WF_SHAPE(lanes), positions));
   WF_TRY(wf_h5_layout(sv->w));
-  WF_ALLOC(sv->buffer, TAG, STAGED * sizeof(double));
-  return each_tensor(s, save_tensor, sv);
+  WF_ALLOC(sv->buffer, TAG, WF_STAGED * sizeof(double));
+  return WF_OK;
+}
+
+/* The positions of all lanes; *gathered is to be freed. */
+static wf_status positions_of(const wf_snapshot *s, int64_t **gathered, const int64_t **out) {
+  const wf_lanes *l = s->lanes;
+  *gathered = NULL;
+  *out = s->state ? s->state->position : NULL;
+  if (!s->state || !l) return WF_OK;
+  WF_CALLOC(*gathered, TAG, l->all + 1);
+  for (int64_t i = 0; i < l->n; i++) (*gathered)[l->first + i] = s->state->position[l->at + i];
+  *out = *gathered;
+  return wf_comm_all_reduce_host(ranks_of(s), WF_I64, *gathered, l->all, WF_REDUCE_SUM);
 }
 
 wf_status wf_checkpoint_save(const char *path, const wf_snapshot *s, const char *config,
                              const void *tokenizer, size_t tokenizer_size) {
-  saving sv = {0};
-  WF_TRY(wf_h5_create(path, &sv.w));
-  wf_status st = save_all(&sv, s, config, tokenizer, tokenizer_size);
+  saving sv = {.comm = ranks_of(s)};
+  int64_t *gathered;
+  const int64_t *positions;
+  WF_TRY(wf_snapshot_check(s));
+  WF_TRY(positions_of(s, &gathered, &positions));
+  if (writes(s)) sv.status = prepare(&sv, path, s, config, tokenizer, tokenizer_size, positions);
+  wf_status st = wf_checkpoint_each(s, save_tensor, &sv);
+  if (st == WF_OK) st = sv.status;
+  wf_free(gathered);
   wf_free(sv.id);
   wf_free(sv.buffer);
-  if (st == WF_OK)
+  if (sv.w && st == WF_OK)
     st = wf_h5_commit(sv.w);
-  else
+  else if (sv.w)
     wf_h5_discard(sv.w);
-  return st == WF_OK ? WF_OK : wf_frame_at(__FILE__, __LINE__, __func__, st);
-}
-
-/* ---- opening and the facts ---- */
-
-static wf_status check_format(const wf_h5_file *f) {
-  const char *is = "";
-  int64_t version;
-  if (wf_h5_has_attribute(f, "", "format")) WF_TRY(wf_h5_get_string(f, "", "format", &is));
-  if (strcmp(is, format) != 0)
-    return wf_hint(WF_FAIL(WF_EFORMAT, "%s is a Weft file, but no checkpoint", wf_h5_path(f)),
-                   "checkpoints are the step-*.h5 in a run's folder");
-  WF_TRY(wf_h5_get_i64(f, "", "version", &version));
-  if (version != VERSION)
-    return wf_hint(WF_FAIL(WF_EUNSUPPORTED, "%s is a checkpoint of version %lld; this Weft knows version %d",
-                           wf_h5_path(f), (long long)version, VERSION),
-                   "use the Weft that wrote it");
-  return WF_OK;
-}
-
-static wf_status open_checkpoint(const char *path, wf_h5_check check, wf_h5_file **out) {
-  wf_h5_file *f;
-  WF_TRY(wf_h5_open(path, check, &f));
-  wf_status s = check_format(f);
-  if (s == WF_OK)
-    *out = f;
-  else
-    wf_h5_close(f);
-  return s;
-}
-
-static wf_status read_bytes(const wf_h5_file *f, const char *name, char **out, size_t *size) {
-  const wf_h5_info *o;
-  WF_TRY(wf_h5_expect(f, name, WF_U8, 1, (int64_t[]){-1}, &o));
-  WF_ALLOC(*out, TAG, (size_t)o->bytes + 1);
-  (*out)[o->bytes] = '\0';
-  *size = (size_t)o->bytes;
-  return wf_h5_read(f, o, 0, o->count, *out);
-}
-
-static wf_status read_facts(const wf_h5_file *f, wf_checkpoint_info *out) {
-  int64_t seed;
-  WF_TRY(wf_h5_get_i64(f, "", "step", &out->step));
-  WF_TRY(wf_h5_get_i64(f, "", "tokens", &out->tokens));
-  WF_TRY(wf_h5_get_i64(f, "", "cursor", &out->cursor));
-  WF_TRY(wf_h5_get_i64(f, "", "seed", &seed));
-  out->seed = (uint64_t)seed;
-  return WF_OK;
-}
-
-static wf_status read_info(const wf_h5_file *f, wf_checkpoint_info *out) {
-  static const char embedding[] = "params/embedding.weight";
-  const wf_h5_info *o;
-  const char *optimizer;
-  if (wf_h5_has(f, embedding)) {
-    WF_TRY(wf_h5_find(f, embedding, &o));
-    out->vocab = o->ndim > 0 ? o->shape[0] : 0;
-  }
-  WF_TRY(read_facts(f, out));
-  WF_TRY(read_bytes(f, "config", &out->config, &out->config_size));
-  if (wf_h5_has(f, "tokenizer")) WF_TRY(read_bytes(f, "tokenizer", &out->tokenizer, &out->tokenizer_size));
-  if (!wf_h5_has_attribute(f, "", "optimizer")) return WF_OK;
-  WF_TRY(wf_h5_get_string(f, "", "optimizer", &optimizer));
-  out->optimizer = wf_strdup(TAG, optimizer);
-  return out->optimizer ? WF_OK : WF_ENOMEM;
-}
-
-wf_status wf_checkpoint_read_info(const char *path, wf_checkpoint_info *out) {
-  wf_h5_file *f;
-  *out = (wf_checkpoint_info){0};
-  WF_TRY(open_checkpoint(path, WF_H5_CHECK_ALL, &f));
-  wf_status s = read_info(f, out);
-  wf_h5_close(f);
-  if (s != WF_OK) wf_checkpoint_info_free(out);
-  return s;
-}
-
-void wf_checkpoint_info_free(wf_checkpoint_info *info) {
-  wf_free(info->config);
-  wf_free(info->tokenizer);
-  wf_free(info->optimizer);
-  *info = (wf_checkpoint_info){0};
-}
-
-/* ---- loading ---- */
-
-typedef struct loading {
-  wf_h5_file *f;
-  const wf_h5_info **found; /* of every tensor, in the list's order */
-  size_t n, cap, at;
-  void *raw, *converted;
-} loading;
-
-static wf_status other_model(wf_status s) {
-  return wf_error_hint()[0] ? s
-                            : wf_hint(s, "the model must be the one that the checkpoint's config describes");
-}
-
-static wf_status check_tensor(void *arg, const char *name, wf_tensor *t) {
-  loading *l = arg;
-  const wf_h5_info *o;
-  char has[96], wants[96];
-  wf_status s = wf_h5_find(l->f, name, &o);
-  if (s != WF_OK) return other_model(s);
-  if (o->dtype != WF_F32 && o->dtype != WF_F64)
-    return WF_FAIL(WF_EFORMAT, "%s: %s is %s, not f32 or f64", wf_h5_path(l->f), name,
-                   wf_dtype_name(o->dtype));
-  if (o->ndim != t->ndim || (t->ndim && memcmp(o->shape, t->shape, (size_t)t->ndim * sizeof *t->shape) != 0))
-    return other_model(WF_FAIL(WF_ESHAPE, "%s: %s is %s, the model has %s", wf_h5_path(l->f), name,
-                               wf_dims_text(o->ndim, o->shape, has), wf_dims_text(t->ndim, t->shape, wants)));
-  WF_TRY(wf_grow(TAG, (void **)&l->found, sizeof *l->found, l->n, &l->cap));
-  l->found[l->n++] = o;
-  return WF_OK;
-}
-
-/* Every dataset under `prefix` must have been asked for. */
-static wf_status check_left_over(const loading *l, const char *prefix) {
-  size_t length = strlen(prefix);
-  for (int64_t i = 0; i < wf_h5_entries(l->f); i++) {
-    const wf_h5_info *o = wf_h5_entry(l->f, i);
-    if (o->is_group || strncmp(o->name, prefix, length) != 0 || o->name[length] != '/') continue;
-    bool asked = false;
-    for (size_t k = 0; k < l->n && !asked; k++) asked = l->found[k] == o;
-    if (!asked)
-      return other_model(
-          WF_FAIL(WF_ENOTFOUND, "%s has %s, which the model does not have", wf_h5_path(l->f), o->name));
-  }
-  return WF_OK;
-}
-
-static const void *convert(const void *from, wf_dtype have, wf_dtype want, int64_t n, void *to) {
-  if (have == want) return from;
-  const float *f = from;
-  const double *d = from;
-  for (int64_t i = 0; i < n; i++)
-    if (want == WF_F32)
-      ((float *)to)[i] = (float)d[i];
-    else
-      ((double *)to)[i] = (double)f[i];
-  return to;
-}
-
-static wf_status load_pieces(const loading *l, const wf_h5_info *o, wf_tensor *t) {
-  int64_t count;
-  for (int64_t first = 0; first < o->count; first += count) {
-    wf_tensor *piece;
-    WF_TRY(staged_piece(t, first, &count, &piece));
-    WF_TRY(wf_h5_read(l->f, o, first, count, l->raw));
-    WF_TRY(wf_tensor_write(piece, convert(l->raw, o->dtype, t->dtype, count, l->converted)));
-  }
-  return WF_OK;
-}
-
-static wf_status load_tensor(void *arg, const char *name, wf_tensor *t) {
-  loading *l = arg;
-  (void)name;
-  wf_scope scope = wf_scope_open(t->ctx);
-  wf_status s = load_pieces(l, l->found[l->at++], t);
-  wf_scope_close(t->ctx, scope);
-  return s;
-}
-
-static wf_status start_loading(loading *l, const char *path) {
-  WF_TRY(open_checkpoint(path, WF_H5_CHECK_LAZY, &l->f)); /* a block is checked when it is read */
-  WF_ALLOC(l->raw, TAG, STAGED * sizeof(double));
-  WF_ALLOC(l->converted, TAG, STAGED * sizeof(double));
-  return WF_OK;
-}
-
-static void end_loading(loading *l) {
-  wf_h5_close(l->f);
-  wf_free(l->found);
-  wf_free(l->raw);
-  wf_free(l->converted);
-}
-
-/* The file has what `s` names. */
-static wf_status check_parts(const loading *l, const wf_snapshot *s) {
-  const char *path = wf_h5_path(l->f), *kind;
-  if (s->optimizer) {
-    const char *want = wf_optimizer_kind(s->optimizer)->name;
-    if (!wf_h5_has_attribute(l->f, "", "optimizer"))
-      return wf_hint(WF_FAIL(WF_ENOTFOUND, "%s holds weights but no state of an optimiser", path),
-                     "start a new run from it with train.init");
-    WF_TRY(wf_h5_get_string(l->f, "", "optimizer", &kind));
-    if (strcmp(kind, want) != 0)
-      return WF_FAIL(WF_EINVAL, "%s was made with the optimiser %s, not %s", path, kind, want);
-  }
-  if (s->ema && !wf_h5_has_attribute(l->f, "", "ema_updates"))
-    return wf_hint(WF_FAIL(WF_ENOTFOUND, "%s holds no averaged weights", path), "leave train.ema at 0");
-  if (s->state && !wf_h5_has(l->f, "state/positions"))
-    return wf_hint(WF_FAIL(WF_ENOTFOUND, "%s holds no state of the sequences", path),
-                   "train.carry_state was off when it was written");
-  return WF_OK;
-}
-
-static wf_status check_all(loading *l, const wf_snapshot *s) {
-  WF_TRY(check_snapshot(s));
-  WF_TRY(check_parts(l, s));
-  WF_TRY(each_tensor(s, check_tensor, l));
-  if (s->params) WF_TRY(check_left_over(l, "params"));
-  if (s->optimizer) WF_TRY(check_left_over(l, "optimizer"));
-  if (s->ema) WF_TRY(check_left_over(l, "ema"));
-  return WF_OK;
-}
-
-static wf_status load_state(loading *l, wf_state *state) {
-  const wf_h5_info *o;
-  WF_TRY(wf_h5_expect(l->f, "state/positions", WF_I64, 1, (int64_t[]){state->lanes}, &o));
-  WF_TRY(wf_state_reset(state)); /* tensors of its own, to be written into */
-  return wf_h5_read(l->f, o, 0, state->lanes, state->position);
-}
-
-static wf_status load_all(loading *l, wf_snapshot *s) {
-  wf_checkpoint_info facts = {0};
-  int64_t updates, skipped, averaged;
-  WF_TRY(check_all(l, s));
-  WF_TRY(read_facts(l->f, &facts));
-  if (s->state) WF_TRY(load_state(l, s->state));
-  WF_TRY(each_tensor(s, load_tensor, l));
-  if (s->optimizer) {
-    WF_TRY(wf_h5_get_i64(l->f, "", "updates", &updates));
-    WF_TRY(wf_h5_get_i64(l->f, "", "skipped", &skipped));
-    wf_optimizer_set_steps(s->optimizer, updates, skipped);
-  }
-  if (s->ema) {
-    WF_TRY(wf_h5_get_i64(l->f, "", "ema_updates", &averaged));
-    wf_ema_set_updates(s->ema, averaged);
-  }
-  s->step = facts.step;
-  s->tokens = facts.tokens;
-  s->cursor = facts.cursor;
-  s->seed = facts.seed;
-  return WF_OK;
-}
-
-wf_status wf_checkpoint_load(const char *path, wf_snapshot *s) {
-  loading l = {0};
-  wf_status st = start_loading(&l, path);
-  if (st == WF_OK) st = load_all(&l, s);
-  end_loading(&l);
-  return st == WF_OK ? WF_OK : wf_frame_at(__FILE__, __LINE__, __func__, st);
-}
-
-static wf_status load_weights(loading *l, wf_params *params, const char *prefix) {
-  WF_TRY(each_weight(params, NULL, prefix, check_tensor, l));
-  WF_TRY(check_left_over(l, prefix));
-  return each_weight(params, NULL, prefix, load_tensor, l);
-}
-
-wf_status wf_checkpoint_load_params(const char *path, wf_params *params, bool averaged) {
-  loading l = {0};
-  wf_status st = start_loading(&l, path);
-  if (st == WF_OK)
-    st = load_weights(&l, params, averaged && wf_h5_has_attribute(l.f, "", "ema_updates") ? "ema" : "params");
-  end_loading(&l);
   return st == WF_OK ? WF_OK : wf_frame_at(__FILE__, __LINE__, __func__, st);
 }

@@ -15,22 +15,24 @@
 #ifndef WF_EXPERIMENTS_CHECKPOINT_H
 #define WF_EXPERIMENTS_CHECKPOINT_H
 
-#include "layers/param.h"
+#include "experiments/parallel.h"
+#include "experiments/shards.h"
 #include "layers/state.h"
 #include "optim/ema.h"
-#include "optim/optimizer.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 /* What is saved and restored. NULL parts are left out of a save and passed over by a load. The groups of the
- * optimiser and the average are those of `params`, in their order. */
+ * optimiser and the average are shards->own; without shards those of `params`, in their order. */
 typedef struct wf_snapshot {
   wf_params *params;
+  const wf_shards *shards;
   wf_optimizer *optimizer;
   wf_ema *ema;
   wf_state *state;
+  const wf_lanes *lanes;        /* NULL: all lanes of the state, on every rank */
   int64_t step, tokens, cursor; /* done so far: steps, tokens, sequences of the loader */
   uint64_t seed;
 } wf_snapshot;
@@ -47,7 +49,8 @@ typedef struct wf_checkpoint_info {
   int64_t vocab; /* rows of the embedding; 0 where there is none */
 } wf_checkpoint_info;
 
-/* Write `path`. Errors leave what stood there before, and no temporary file. */
+/* Write `path`. Errors leave what stood there before, and no temporary file. Of all ranks of s->shards: the
+ * first one writes what the others send it; an error of its own is not theirs. */
 wf_status wf_checkpoint_save(const char *path, const wf_snapshot *s, const char *config,
                              const void *tokenizer, size_t tokenizer_size);
 

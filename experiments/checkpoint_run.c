@@ -101,7 +101,8 @@ wf_status wf_checkpoint_save_step(const char *dir, const wf_snapshot *s, const c
   wf_status st = wf_checkpoint_save(path, s, config, tokenizer, tokenizer_size);
   wf_free(path);
   WF_TRY(st);
-  return prune(dir, s->step, keep);
+  bool first = !s->shards || wf_comm_rank(s->shards->comm) == 0;
+  return first ? prune(dir, s->step, keep) : WF_OK;
 }
 
 wf_status wf_checkpoint_latest(const char *dir, void (*refused)(void *arg, const char *path, const char *why),

@@ -110,7 +110,7 @@ typedef struct wf_config_train {
 } wf_config_train;
 
 typedef struct wf_config_parallel {
-  int64_t data, sequence, zero;
+  int64_t data, sequence, zero, bucket;
   int layout, transport;
   double timeout, step_timeout;
 } wf_config_parallel;

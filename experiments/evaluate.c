@@ -1,5 +1,6 @@
 /* One pass over a split without gradients. */
 #include "experiments/evaluate.h"
+#include "core/memory.h"
 #include "data/loader.h"
 #include "experiments/parallel.h"
 #include "layers/stream.h"
@@ -40,10 +41,13 @@ wf_status wf_evaluate(wf_model *m, const wf_config *cfg, const wf_mesh *mesh, co
   WF_TRY(wf_loader_open(source, &lo, &loader));
   wf_totals total;
   wf_state *carried = NULL;
+  wf_lanes lanes = {.here = batch};
   wf_status s = WF_OK;
-  if (so.carry)
-    s = wf_state_create(wf_model_ctx(m), wf_model_state_spec(m), wf_model_dtype(m), batch, 0, false,
+  if (so.carry && mesh) s = wf_parallel_lanes(mesh, batch, &lanes);
+  if (so.carry && s == WF_OK)
+    s = wf_state_create(wf_model_ctx(m), wf_model_state_spec(m), wf_model_dtype(m), lanes.here, 0, false,
                         &carried);
+  wf_free(lanes.count);
   if (s == WF_OK) s = run(m, cfg, mesh, loader, carried, batches, &total);
   wf_state_free(carried);
   wf_loader_close(loader);

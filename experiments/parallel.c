@@ -1,6 +1,8 @@
 /* The mesh of a run and the sums over it. */
 #include "experiments/parallel.h"
 #include "core/memory.h"
+#include "data/loader.h"
+#include "layers/stream.h"
 
 #include <math.h>
 #include <omp.h>
@@ -92,6 +94,24 @@ wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *m
   return WF_OK;
 }
 
+wf_status wf_parallel_lanes(const wf_mesh *m, int64_t batch, wf_lanes *out) {
+  int rank = wf_comm_rank(m->world), groups = wf_comm_size(m->data), each = wf_comm_size(m->sequence);
+  const wf_layout *l = m->layout;
+  int last = l->n_segments - 1;
+  *out = (wf_lanes){.all = batch};
+  WF_CALLOC(out->count, "state", groups * each);
+  for (int d = 0; d < groups; d++)
+    out->count[d * each + l->owner[last]] =
+        wf_loader_first(batch, d + 1, groups) - wf_loader_first(batch, d, groups);
+  int64_t begin = wf_loader_first(batch, rank / each, groups),
+          lanes = wf_loader_first(batch, rank / each + 1, groups) - begin;
+  out->here = wf_step_lanes(wf_mesh_dist(m), lanes);
+  out->first = begin;
+  out->n = out->count[rank];
+  out->at = out->n ? l->slot[last] * lanes : 0;
+  return WF_OK;
+}
+
 /* ---- sums ---- */
 
 wf_status wf_parallel_totals(const wf_mesh *m, wf_totals *t) {
@@ -108,12 +128,6 @@ wf_status wf_parallel_totals(const wf_mesh *m, wf_totals *t) {
                    .tokens = (int64_t)sum[2],
                    .stop = (int)most[0],
                    .bad_rank = most[1] > 0 ? size - (int)most[1] : -1};
-  return WF_OK;
-}
-
-wf_status wf_parallel_gradients(const wf_mesh *m, int n_groups, const wf_opt_group *group) {
-  if (wf_comm_size(m->world) == 1) return WF_OK;
-  for (int i = 0; i < n_groups; i++) WF_TRY(wf_comm_all_reduce(m->world, group[i].grad, WF_REDUCE_SUM, NULL));
   return WF_OK;
 }
 

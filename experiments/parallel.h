@@ -11,7 +11,6 @@
 #include "dist/mesh.h"
 #include "experiments/config.h"
 #include "layers/model.h"
-#include "optim/optimizer.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -29,6 +28,17 @@ static inline bool wf_parallel_leads(const wf_mesh *m) {
   return wf_comm_rank(m->world) == 0;
 }
 
+/* The lanes of a state that goes from batch to batch: a rank has those of its share of the batch, for each of
+ * its segments of a sequence. What the next batch takes is what the last segment left, on its owner. */
+typedef struct wf_lanes {
+  int64_t here;     /* lanes of this rank's state */
+  int64_t all;      /* sequences of the batch */
+  int64_t first, n; /* those of the batch whose state is on this rank, */
+  int64_t at;       /* from this lane of it on */
+  int64_t *count;   /* [ranks] n of every rank; they follow one another in the batch. wf_free */
+} wf_lanes;
+wf_status wf_parallel_lanes(const wf_mesh *m, int64_t batch, wf_lanes *out);
+
 /* Sums of a step over all ranks. Labels and tokens are those of the rank's batch, which the ranks of a
  * sequence all know and which count once. */
 typedef struct wf_totals {
@@ -38,8 +48,6 @@ typedef struct wf_totals {
   int bad_rank; /* the first whose own loss is not finite; -1: none */
 } wf_totals;
 wf_status wf_parallel_totals(const wf_mesh *m, wf_totals *t);
-/* Each group's gradient becomes the sum over all ranks. */
-wf_status wf_parallel_gradients(const wf_mesh *m, int n_groups, const wf_opt_group *group);
 
 /* "2 x 4 ranks (data x sequence), zigzag, mpi", for the start of a run; nothing for one rank. */
 void wf_parallel_describe(const wf_mesh *m, char out[160]);

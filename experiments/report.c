@@ -20,7 +20,8 @@ static const char *kind_of(const wf_param *p, char out[32]) {
   return out;
 }
 
-void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_ema *ema, int64_t tokens) {
+void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_ema *ema, int divided,
+                     int64_t tokens) {
   enum { KINDS = 12 };
   char names[KINDS][32], name[32], a[24], b[24];
   int64_t count[KINDS] = {0};
@@ -36,12 +37,13 @@ void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_e
   fprintf(out, "%s parameters:", wf_human_count((double)ps->numel, a));
   for (int k = 0; k < n; k++)
     fprintf(out, "%s %s %s", k ? "," : "", names[k], wf_human_count((double)count[k], b));
-  double each = (double)wf_dtype_size(wf_model_dtype(m)), weights = each * (double)ps->numel;
-  double fixed = 2 * weights + (opt ? (double)wf_optimizer_bytes(opt) : 0) + (ema ? weights : 0);
-  double act = wf_model_activation_bytes(m, tokens);
-  fprintf(out,
-          "\nmemory: %s for weights, gradients and optimiser, about %s for the activations of %lld tokens\n",
-          wf_human_bytes(fixed, a), wf_human_bytes(act, b), (long long)tokens);
+  double weights = (double)wf_dtype_size(wf_model_dtype(m)) * (double)ps->numel;
+  double beside = (double)wf_optimizer_bytes(opt) + (ema ? (double)wf_ema_bytes(ema) : 0);
+  fprintf(out, "\nmemory: %s for weights and gradients, ", wf_human_bytes(2 * weights, a));
+  fprintf(out, "%s for the optimiser%s", wf_human_bytes(beside, a), ema ? " and the average" : "");
+  if (divided > 1) fprintf(out, " (1 of %d parts)", divided);
+  fprintf(out, ", about %s for the activations of %lld tokens\n",
+          wf_human_bytes(wf_model_activation_bytes(m, tokens), a), (long long)tokens);
 }
 
 void wf_report_profile(FILE *out, const wf_ctx *c) {

@@ -11,8 +11,10 @@
 extern "C" {
 #endif
 
-/* Parameters by kind, and the memory a step of `tokens` tokens at once will take. */
-void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_ema *ema, int64_t tokens);
+/* Parameters by kind, and the memory that a step of `tokens` tokens at once will take on this rank; the
+ * optimiser's state is that of one of `divided` ranks. */
+void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_ema *ema, int divided,
+                     int64_t tokens);
 
 /* Time, calls and rates by op, the slowest first. */
 void wf_report_profile(FILE *out, const wf_ctx *c);

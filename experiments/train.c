@@ -16,8 +16,8 @@
 #include "experiments/progress.h"
 #include "experiments/rates.h"
 #include "experiments/report.h"
+#include "experiments/shards.h"
 #include "layers/stream.h"
-#include "optim/clip.h"
 #include "optim/schedule.h"
 
 #include <dirent.h>
@@ -37,10 +37,11 @@ typedef struct run {
   wf_ctx *c;
   wf_store *store;
   wf_model *model;
-  wf_groups groups;
+  wf_shards shards;
   wf_optimizer *optimizer;
   wf_ema *ema;
   wf_state *carried;
+  wf_lanes lanes; /* of `carried` */
   wf_loader *loader;
   wf_metrics metrics;
   wf_progress progress;
@@ -131,8 +132,9 @@ static int64_t sequences(const run *r) { /* in a micro-batch */
 
 /* Its slots are of fixed size: wf_config_check_layers has refused others. */
 static wf_status open_carried(run *r) {
-  return wf_state_create(r->c, wf_model_state_spec(r->model), wf_model_dtype(r->model), sequences(r), 0, true,
-                         &r->carried);
+  WF_TRY(wf_parallel_lanes(&r->mesh, sequences(r), &r->lanes));
+  return wf_state_create(r->c, wf_model_state_spec(r->model), wf_model_dtype(r->model), r->lanes.here, 0,
+                         true, &r->carried);
 }
 
 static wf_status open_model(run *r) {
@@ -144,17 +146,19 @@ static wf_status open_model(run *r) {
   WF_TRY(wf_parallel_layout(cfg, r->model, &r->mesh));
   WF_TRY(wf_params_init(wf_model_params(r->model), (uint64_t)cfg->run.seed));
   if (cfg->train.init) WF_TRY(wf_load_weights(cfg->train.init, cfg, wf_model_params(r->model)));
-  WF_TRY(wf_groups_of(r->model, &r->groups));
-  WF_TRY(wf_assemble_optimizer(r->c, cfg, &r->groups, &r->optimizer));
+  WF_TRY(wf_shards_open(r->mesh.world, r->model, cfg->parallel.zero, cfg->parallel.bucket, &r->shards));
+  WF_TRY(wf_assemble_optimizer(r->c, cfg, &r->shards.own, &r->optimizer));
   if (cfg->train.ema > 0) {
     wf_ema_options eo = {cfg->train.ema, cfg->train.ema_warmup};
-    WF_TRY(wf_ema_create(r->c, &eo, r->groups.n, r->groups.group, &r->ema));
+    WF_TRY(wf_ema_create(r->c, &eo, r->shards.own.n, r->shards.own.group, &r->ema));
   }
   if (cfg->train.carry_state) WF_TRY(open_carried(r));
   r->snap = (wf_snapshot){.params = wf_model_params(r->model),
+                          .shards = &r->shards,
                           .optimizer = r->optimizer,
                           .ema = r->ema,
                           .state = r->carried,
+                          .lanes = r->carried ? &r->lanes : NULL,
                           .seed = (uint64_t)cfg->run.seed};
   return WF_OK;
 }
@@ -207,9 +211,10 @@ static void close_run(run *r) {
   wf_metrics_close(&r->metrics);
   wf_loader_close(r->loader);
   wf_state_free(r->carried);
+  wf_free(r->lanes.count);
   wf_ema_free(r->ema);
   wf_optimizer_free(r->optimizer);
-  wf_groups_free(&r->groups);
+  wf_shards_close(&r->shards);
   wf_model_free(r->model);
   wf_store_close(r->store);
   wf_ctx_free(r->c);
@@ -229,22 +234,26 @@ static wf_status save(run *r) {
   double t0 = wf_now();
   size_t n;
   const void *blob = wf_store_tokenizer_blob(r->store, &n);
-  wf_status s = WF_OK;
-  if (r->leads) s = wf_checkpoint_save_step(dir, &r->snap, r->config_text, blob, n, r->cfg->checkpoint.keep);
+  wf_status s = wf_checkpoint_save_step(dir, &r->snap, r->config_text, blob, n, r->cfg->checkpoint.keep);
   WF_TRY(wf_agree(r->mesh.world, s, "saving a checkpoint"));
   wf_progress_pause(&r->progress, t0, wf_now());
   r->last_saved = r->snap.step;
   return WF_OK;
 }
 
+static wf_status swap_average(run *r) {
+  WF_TRY(wf_ema_swap(r->ema));
+  return wf_shards_spread(&r->shards);
+}
+
 static wf_status evaluate(run *r, wf_evaluation *e) {
   wf_watch_phase(r->watch, r->snap.step, "an evaluation");
   double t0 = wf_now();
-  if (r->ema) WF_TRY(wf_ema_swap(r->ema));
+  if (r->ema) WF_TRY(swap_average(r));
   int split = r->cfg->eval.split == WF_SPLIT_TEST ? WF_TEST : WF_VALIDATION;
   wf_status s = wf_evaluate(r->model, r->cfg, &r->mesh, r->store, split, r->cfg->eval.batches, e);
   if (r->ema) {
-    wf_status back = wf_ema_swap(r->ema);
+    wf_status back = swap_average(r);
     if (s == WF_OK) s = back;
   }
   WF_TRY(s);
@@ -295,24 +304,24 @@ static wf_status gradients(run *r, wf_totals *total) {
   phase(r, "the sum of losses");
   WF_TRY(wf_parallel_totals(&r->mesh, total));
   phase(r, "the sum of gradients");
-  return wf_parallel_gradients(&r->mesh, r->groups.n, r->groups.group);
+  return wf_shards_sum(&r->shards);
 }
 
 static wf_status bad_step(run *r, const step_result *s) {
-  wf_grad_bad bad;
+  const char *bad;
   char rank[40] = "";
-  WF_TRY(wf_grad_find_bad(r->groups.n, r->groups.group, &bad));
+  WF_TRY(wf_shards_find_bad(&r->shards, &bad));
+  if (!bad) bad = "the loss";
   if (s->bad_rank >= 0 && wf_comm_size(r->mesh.world) > 1)
     snprintf(rank, sizeof rank, "; first on rank %d", s->bad_rank);
   wf_progress_note(&r->progress, "step %lld skipped: loss %g, gradient norm %g; first bad: %s%s",
-                   (long long)r->snap.step + 1, s->loss, s->grad.norm,
-                   bad.range ? bad.range->name : "the loss", rank);
+                   (long long)r->snap.step + 1, s->loss, s->grad.norm, bad, rank);
   if (wf_optimizer_skipped_in_row(r->optimizer) <= r->cfg->train.max_skipped) return WF_OK;
-  return wf_hint(
-      WF_FAIL(WF_ENUMERIC, "%lld steps in a row had a loss or gradient that is not finite; first bad: %s",
-              (long long)wf_optimizer_skipped_in_row(r->optimizer), bad.range ? bad.range->name : "the loss"),
-      "lower the learning rate or lengthen the warm-up; train.max_skipped is %lld",
-      (long long)r->cfg->train.max_skipped);
+  return wf_hint(WF_FAIL(WF_ENUMERIC,
+                         "%lld steps in a row had a loss or gradient that is not finite; first bad: %s",
+                         (long long)wf_optimizer_skipped_in_row(r->optimizer), bad),
+                 "lower the learning rate or lengthen the warm-up; train.max_skipped is %lld",
+                 (long long)r->cfg->train.max_skipped);
 }
 
 /* Where memory ran out in a step: a batch that would fit in what the step had reached. */
@@ -348,12 +357,13 @@ static wf_status one_step(run *r, step_result *out) {
   out->bad_rank = total.bad_rank;
   r->stop = total.stop;
   phase(r, "the update");
-  WF_TRY(wf_grad_measure(r->c, r->groups.n, r->groups.group, per_label, t->clip, &out->grad));
+  WF_TRY(wf_shards_measure(r->c, &r->shards, per_label, t->clip, &out->grad));
   if (!isfinite(total.loss)) out->grad.scale = NAN;
   double factor =
       wf_schedule_factor(wf_schedule_find(t->schedule.type), t->schedule.options, t->steps, r->snap.step);
   out->lr = factor * wf_optimizer_lr(r->optimizer);
   WF_TRY(wf_optimizer_step(r->optimizer, factor, out->grad.scale));
+  WF_TRY(wf_shards_spread(&r->shards));
   if (r->carried && !isfinite(total.loss))
     WF_TRY(wf_state_reset(r->carried)); /* what is not finite would stay */
   if (!isfinite(out->grad.scale))
@@ -362,7 +372,7 @@ static wf_status one_step(run *r, step_result *out) {
     WF_TRY(wf_ema_update(r->ema));
   r->snap.step++;
   r->snap.tokens += out->tokens;
-  return WF_OK;
+  return wf_shards_agree(&r->shards, r->snap.step, out->loss, out->grad.norm);
 }
 
 static wf_status report(run *r, const step_result *s, const wf_evaluation *e) {
@@ -444,9 +454,7 @@ static wf_status open_ranks(run *r) {
   WF_TRY(
       wf_watch_start(r->mesh.world, &(wf_watch_options){p->timeout, p->step_timeout}, &r->watch, &warning));
   if (warning) fprintf(r->out, "warning: %s\n", warning);
-  if (wf_comm_size(r->mesh.world) == 1 || !r->cfg->train.carry_state) return WF_OK;
-  return wf_hint(WF_FAIL(WF_EUNSUPPORTED, "train.carry_state does not run over ranks yet"),
-                 "start weft without mpirun, or leave train.carry_state out");
+  return WF_OK;
 }
 
 static wf_status train(run *r) {
@@ -456,7 +464,9 @@ static wf_status train(run *r) {
   WF_TRY(wf_rate_matrix(r->c, 512, 0.03, &r->matrix_rate));
   wf_parallel_describe(&r->mesh, ranks);
   if (ranks[0]) fprintf(r->out, "%s\n", ranks);
-  wf_report_model(r->out, r->model, r->optimizer, r->ema, sequences(r) * r->cfg->data.seq_len);
+  int size = wf_comm_size(r->mesh.world);
+  wf_report_model(r->out, r->model, r->optimizer, r->ema, r->shards.divided ? size : 1,
+                  (sequences(r) * r->cfg->data.seq_len - 1) / size + 1);
   r->began = wf_now();
   r->before_steps = wf_mem_now();
   if (r->o->profile) wf_ctx_profile(r->c, true);

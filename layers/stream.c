@@ -138,6 +138,20 @@ static void unload(loaded *l) {
   wf_state_free(l->own_state);
 }
 
+/* The state goes on. Over ranks a lane's position is where its last row ended, also where the last segment,
+ * of whose lanes the next piece takes, has no row of it. */
+static wf_status advance(const loaded *l) {
+  const wf_part *p = l->part;
+  if (!l->state) return WF_OK;
+  WF_TRY(wf_state_advance(l->state, l->rows));
+  int last = p ? p->n_segments - 1 : 0;
+  for (int64_t i = 0; p && wf_part_owner(p, last) == p->rank && i < p->first[p->n_segments]; i++)
+    if (p->row[i].flags & WF_ROW_LEAVES)
+      l->state->position[wf_part_slot(p, last) * p->n_lanes + p->row[i].lane] =
+          p->row[i].place + p->row[i].len;
+  return WF_OK;
+}
+
 static wf_run run_of(wf_model *m, const wf_step *s, const loaded *l) {
   return (wf_run){.c = wf_model_ctx(m),
                   .rows = l->rows,
@@ -160,7 +174,7 @@ static wf_status pass(wf_model *m, const wf_step *s, const wf_tokens *t, int64_t
     wf_tensor *h = wf_model_trunk(m, &r, l.ids);
     if (wf_is_poison(h)) st = wf_ctx_check(c);
     if (st == WF_OK && loss) st = wf_model_loss(m, &r, h, l.labels, loss, each);
-    if (st == WF_OK && l.state) st = wf_state_advance(l.state, l.rows);
+    if (st == WF_OK) st = advance(&l);
   }
   unload(&l);
   wf_scope_close(c, scope);
@@ -180,7 +194,7 @@ static wf_status differentiate(wf_model *m, const wf_step *s, const wf_tokens *t
     wf_run r = run_of(m, s, &l);
     st = wf_piece_forward(m, &r, l.ids, l.labels, &p);
     if (st == WF_OK) st = wf_piece_backward(&p, scale, d_state, last, loss);
-    if (st == WF_OK && l.state) st = wf_state_advance(l.state, l.rows);
+    if (st == WF_OK) st = advance(&l);
   }
   for (int i = 0; i < p.n_slots && d_state && st == WF_OK; i++) {
     wf_drop(d_state[i]);

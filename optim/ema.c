@@ -86,6 +86,12 @@ wf_status wf_ema_swap(wf_ema *ema) {
 bool wf_ema_swapped(const wf_ema *ema) {
   return ema->swapped;
 }
+int64_t wf_ema_bytes(const wf_ema *ema) {
+  int64_t bytes = 0;
+  for (int i = 0; i < ema->n_groups; i++)
+    bytes += wf_numel(ema->group[i].average) * (int64_t)wf_dtype_size(ema->group[i].average->dtype);
+  return bytes;
+}
 wf_tensor *wf_ema_average(const wf_ema *ema, int group) {
   return ema->group[group].average;
 }

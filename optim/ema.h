@@ -32,6 +32,7 @@ wf_status wf_ema_update(wf_ema *ema);
 /* Exchange averages and values in place; a second call puts them back. */
 wf_status wf_ema_swap(wf_ema *ema);
 bool wf_ema_swapped(const wf_ema *ema);
+int64_t wf_ema_bytes(const wf_ema *ema);
 
 /* For checkpoints: the flat buffer beside a group's values (the average, unless swapped), and the updates. */
 wf_tensor *wf_ema_average(const wf_ema *ema, int group);

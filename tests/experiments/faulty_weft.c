@@ -3,6 +3,7 @@
  *     WEFT_FAULT=nan:1:5   rank 1 multiplies by NaN in the 6th step
  *     WEFT_FAULT=sleep:1:5 ... never comes back from it
  *     WEFT_FAULT=error:1:5 ... fails
+ *     WEFT_FAULT=drift:1:5 ... has another weight from then on
  */
 #include <math.h>
 #include <signal.h>
@@ -18,13 +19,15 @@
 static const wf_option none[] = {WF_OPT_END};
 
 static wf_status init(wf_build *b, const void *options, void **self) {
-  (void)b, (void)options;
-  WF_CALLOC(*self, "model", 1);
-  return WF_OK;
+  (void)options;
+  wf_param **weight;
+  WF_CALLOC(weight, "model", 1);
+  *self = weight;
+  return wf_build_param(b, "weight", 0, (wf_init){WF_INIT_CONST, .a = 1}, 1, (int64_t[]){3}, weight);
 }
 
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
-  (void)self;
+  wf_param *const *weight = self;
   const char *fault = getenv("WEFT_FAULT"), *mine = getenv("OMPI_COMM_WORLD_RANK");
   char kind[16];
   int rank, step;
@@ -32,7 +35,9 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   if (rank != atoi(mine) || step != r->step) return x;
   if (strcmp(kind, "error") == 0) return wf_poison(r->c, WF_FAIL(WF_ENUMERIC, "the layer fails, as asked"));
   while (strcmp(kind, "sleep") == 0) sleep(1);
-  return wf_affine(r->c, x, NAN, 0);
+  if (strcmp(kind, "drift") != 0) return wf_affine(r->c, x, NAN, 0);
+  ((float *)wf_data((*weight)->value))[1] += 1e-3f;
+  return x;
 }
 
 static const wf_layer_type faulty = {.kind = WF_LAYER_MLP,

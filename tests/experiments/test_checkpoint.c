@@ -145,7 +145,14 @@ static void step(run *r, int64_t t) {
 }
 
 static wf_snapshot snapshot(run *r, int64_t at) {
-  return (wf_snapshot){&r->params, r->optimizer, r->ema, r->state, at, 100 * at, 3 * at, UINT64_MAX - 5};
+  return (wf_snapshot){.params = &r->params,
+                       .optimizer = r->optimizer,
+                       .ema = r->ema,
+                       .state = r->state,
+                       .step = at,
+                       .tokens = 100 * at,
+                       .cursor = 3 * at,
+                       .seed = UINT64_MAX - 5};
 }
 
 static const char config[] = "run: {name: t}\n";

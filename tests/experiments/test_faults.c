@@ -125,6 +125,17 @@ START_TEST(a_nan_on_one_rank_skips_the_step) {
 }
 END_TEST
 
+/* Losses and gradients are sums over the ranks, so only the weights themselves show it. */
+START_TEST(a_rank_with_other_weights_ends_the_job) {
+  setenv("WEFT_FAULT", "drift:1:12", 1);
+  ck_assert_msg(lines("start --set parallel.zero=0; wait $job; [ $? -ne 0 ] && cat log", 60) == 0, "%s",
+                output);
+  unsetenv("WEFT_FAULT");
+  says("the ranks do not agree on the loss, the gradient norm or the weights of step 1");
+  goes_on();
+}
+END_TEST
+
 START_TEST(a_full_disk_of_rank_0_ends_the_job) {
   ck_assert_msg(lines("start; kill -9 $(rank 0); wait $job\n" /* a run with a checkpoint to go on from */
                       "! mpirun -n 1 sh -c 'ulimit -f 4; exec " WEFT_FAULTY
@@ -160,6 +171,7 @@ static Suite *suite(void) {
   tcase_add_test(t, a_rank_that_hangs_is_noticed);
   tcase_add_test(t, a_rank_that_fails_ends_the_job);
   tcase_add_test(t, a_nan_on_one_rank_skips_the_step);
+  tcase_add_test(t, a_rank_with_other_weights_ends_the_job);
   tcase_add_test(t, a_full_disk_of_rank_0_ends_the_job);
   tcase_add_test(t, usr1_saves_and_asks_to_be_queued_again);
   suite_add_tcase(s, t);

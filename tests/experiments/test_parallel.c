@@ -89,7 +89,8 @@ START_TEST(any_mesh_takes_the_same_steps) {
       {2, "data2", ""},
       {2, "sequence2", "--set parallel.sequence=2"},
       {3, "sequence3", "--set parallel.sequence=3 --set parallel.layout=contiguous"},
-      {4, "both", "--set parallel.sequence=2 --set train.accumulation=2"},
+      {3, "data3", "--set parallel.bucket=3000"}, /* of 8 sequences, in many buckets */
+      {4, "both", "--set parallel.sequence=2 --set train.accumulation=2 --set parallel.bucket=1"},
       {2, "streamed", "--set parallel.sequence=2 --set train.stream=20"},
       {2, "replicated", "--set parallel.zero=0"},
   };
@@ -104,15 +105,47 @@ START_TEST(any_mesh_takes_the_same_steps) {
 }
 END_TEST
 
-START_TEST(a_checkpoint_resumes_on_any_mesh) {
+/* Muon's shards are whole matrices; the average of the weights is divided as the optimiser's state. */
+#define MUON "--set train.optimizer.type=muon --set train.optimizer.lr=1e-3 --set train.ema=0.9 "
+
+START_TEST(matrix_optimisers_and_averages_divide) {
   double one[STEPS + 1];
-  train(1, "still", "");
-  losses("still", one);
-  train(4, "moved", "--set train.steps=10 --set parallel.sequence=2");
-  train(2, "moved", "--set train.steps=20 --resume");
-  train(3, "moved", "--set train.steps=30 --set parallel.sequence=3 --resume");
-  train(1, "moved", "--resume");
-  same_curve("moved", one);
+  train(1, "muon", MUON);
+  losses("muon", one);
+  train(4, "muon4", MUON "--set parallel.bucket=2000 --set parallel.sequence=2 --set train.stream=20");
+  ck_assert_msg(strstr(output, "(1 of 4 parts)"), "%s", output);
+  same_curve("muon4", one);
+  train(2, "muon2", MUON "--set parallel.zero=0 --set parallel.bucket=5000");
+  same_curve("muon2", one);
+  train(4, "muonwalk", MUON "--set train.steps=10 --set parallel.sequence=2");
+  train(2, "muonwalk", MUON "--set train.steps=20 --set parallel.zero=0 --resume");
+  train(3, "muonwalk",
+        MUON "--set train.steps=30 --set parallel.sequence=3 --set parallel.bucket=1 --resume");
+  train(1, "muonwalk", MUON "--resume");
+  same_curve("muonwalk", one);
+}
+END_TEST
+
+/* The state of each lane lies where its last segment is, and moves with the checkpoint. */
+#define CARRY "--set train.carry_state=true --set data.shuffle=false --set train.batch_tokens=94 "
+
+START_TEST(carried_states_take_any_mesh) {
+  double one[STEPS + 1], fresh[STEPS + 1];
+  train(1, "carried", CARRY);
+  losses("carried", one);
+  train(1, "fresh", CARRY "--set train.carry_state=false");
+  losses("fresh", fresh);
+  ck_assert_double_gt(fabs(fresh[STEPS - 1] - one[STEPS - 1]), 1e-4);
+  train(3, "lanes3", CARRY); /* of 2 lanes */
+  same_curve("lanes3", one);
+  train(2, "pieces2", CARRY "--set parallel.sequence=2 --set parallel.layout=zigzag --set train.stream=20");
+  same_curve("pieces2", one);
+  train(4, "walk", CARRY "--set train.steps=10 --set parallel.sequence=2");
+  train(2, "walk", CARRY "--set train.steps=20 --resume");
+  train(3, "walk",
+        CARRY "--set train.steps=30 --set parallel.sequence=3 --set parallel.layout=zigzag --resume");
+  train(1, "walk", CARRY "--resume");
+  same_curve("walk", one);
 }
 END_TEST
 
@@ -136,7 +169,8 @@ static Suite *suite(void) {
   tcase_set_timeout(t, 280);
   tcase_add_unchecked_fixture(t, make_text, temp_dir_remove);
   tcase_add_test(t, any_mesh_takes_the_same_steps);
-  tcase_add_test(t, a_checkpoint_resumes_on_any_mesh);
+  tcase_add_test(t, matrix_optimisers_and_averages_divide);
+  tcase_add_test(t, carried_states_take_any_mesh);
   tcase_add_test(t, wrong_launches_are_refused);
   suite_add_tcase(s, t);
   return s;
