@@ -141,18 +141,33 @@ typedef struct wf_attend_options {
   int64_t stride;   /* tokens of a row stand so far apart in q and in the keys' pool; 0 as 1: adjacent */
   wf_attend_kind kind;
 } wf_attend_options;
+/* A row of attention: its key j is at position j, its query t at position distance + t, which sees
+ *     max(0, distance + t - window + 1) <= j <= min(distance + t, keys - 1)
+ * (no window: 0 <= j). Where the last query's own key is the last one, keys = distance + queries. A block of
+ * the keys of a longer row has fewer: it may end before the first query, with a gap between, or hold none.
+ */
+typedef struct wf_attend_span {
+  int64_t query, queries; /* its first query among n; how many */
+  int64_t key;            /* its first key in the pool */
+  int64_t distance;       /* at least 0: from the first key to the first query */
+  int64_t keys;           /* how many */
+} wf_attend_span;
+/* The columns of the span tensor are the fields of wf_attend_span in their order. */
+enum { WF_ATTEND_SPAN_COLS = sizeof(wf_attend_span) / sizeof(int64_t) };
+wf_tensor *wf_attend_spans(wf_ctx *c, int64_t n, const wf_attend_span *span); /* -> [n, COLS] i64 */
 /* Causal attention, blockwise with online softmax, no T x T buffer.
  *   q [n, H, K]; k, v [m, Hk, K], [m, Hk, V]: the keys' pool; Hk divides H, query head h reads key head h Hk
- * / H. span [n_rows, 4] i64: for each row its first query among n, its number of queries, its first key in
- * the pool and the number of keys before its first query's own. Query t of a row sees keys 0 .. before + t of
- * it, cut by window. a [n, H], b [m, H] f64 (or NULL both): a_t - b_j is added to the scores (ALiBi, forget
- * gates), their difference formed in double. sink [H] or NULL: a logit that enters the log-sum-exp only.
- * -> o [n, H, V]. Rows without a visible key give 0. Saves q, k, v, o and the log-sum-exp. (Dao 2023; Su et
- * al.) */
+ * / H. span [n_rows, 5] i64: the rows (wf_attend_spans). a [n, H], b [m, H] f64 (or NULL both): a_t - b_j is
+ * added to the scores (ALiBi, forget gates), their difference formed in double. sink [H] or NULL: a logit
+ * that enters the log-sum-exp only.
+ * -> o [n, H, V]. Queries without a visible key give 0. Saves q, k, v, o and the log-sum-exp, and the
+ * gradient takes these as they are: with o and the log-sum-exp over all keys, that over some of them is their
+ * share. (Dao 2023; Su et al.) */
 wf_tensor *wf_attend(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
                      wf_tensor *b, wf_tensor *sink, const wf_attend_options *o);
 /* The same; *lse [n, H] receives the log-sum-exp of the scores, differentiable too (softmax; -inf for queries
- * of no row). Attention over keys in parts is their mean by the softmax of these. */
+ * of no row, or with neither a visible key nor a sink). Attention over keys in parts is their mean by the
+ * softmax of these. */
 wf_tensor *wf_attend_lse(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
                          wf_tensor *b, wf_tensor *sink, const wf_attend_options *o, wf_tensor **lse);
 /* merge.c: attention over keys in n <= 16 parts, each with its output [..., V] and log-sum-exp [...]: the

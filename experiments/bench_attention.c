@@ -84,7 +84,7 @@ static wf_status measure(attention *a, const wf_bench_options *o, wf_bench_row *
     a->leaf[i].grad = wf_empty_like(c, "gradient", a->x[i]);
   }
   a->cotangent = wf_sample_real(&s, WF_SHAPE(T, HEADS, K));
-  a->span = wf_from_host(c, "rows", WF_I64, WF_SHAPE(1, 4), (const int64_t[]){0, T, 0, 0});
+  a->span = wf_attend_spans(c, 1, &(wf_attend_span){.queries = T, .keys = T});
   WF_TRY(wf_ctx_check(c));
   WF_TRY(wf_tape_create(c, &a->tape));
   for (int i = 0; i < 3; i++) WF_TRY(step(a));

@@ -135,10 +135,10 @@ static wf_status draw(timed *t) {
 
 static wf_status spans(timed *t) {
   const wf_bench_scan *s = t->s;
-  int64_t(*span)[4];
+  wf_attend_span *span;
   WF_CALLOC(span, "rows", s->batch);
-  for (int64_t i = 0; i < s->batch; i++) span[i][0] = span[i][2] = i * s->T, span[i][1] = s->T;
-  t->span = wf_from_host(t->c, "rows", WF_I64, WF_SHAPE(s->batch, 4), span);
+  for (int64_t i = 0; i < s->batch; i++) span[i] = (wf_attend_span){i * s->T, s->T, i * s->T, 0, s->T};
+  t->span = wf_attend_spans(t->c, s->batch, span);
   wf_free(span);
   return wf_ctx_check(t->c);
 }

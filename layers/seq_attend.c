@@ -4,7 +4,6 @@
  *   a window             the call's tokens with the last window-1 before them (a fixed state)
  *   otherwise            the lane's cache: append, then read from the document's start
  *
- * A span names each row's first query, its queries, its first key and the keys before the first query's own.
  * Dilated attention makes a row of what one head keeps of one segment, over the same keys.
  */
 #include "layers/seq_impl.h"
@@ -30,45 +29,40 @@ static layout layout_of(const wf_run *r, int64_t window) {
   return !r->state ? FRESH : window > 0 ? WINDOW : CACHE;
 }
 
-static void row_span(layout how, const wf_row *r, int64_t i, int64_t window, int64_t capacity,
-                     int64_t span[4]) {
-  bool takes = r->flags & WF_ROW_TAKES;
-  int64_t before = takes ? r->pos : 0;
-  span[0] = r->begin;
-  span[1] = r->len;
-  if (how == FRESH) {
-    span[2] = r->begin;
-  } else if (how == WINDOW) {
+static wf_attend_span row_span(layout how, const wf_row *r, int64_t i, int64_t window, int64_t capacity) {
+  int64_t before = r->flags & WF_ROW_TAKES ? r->pos : 0, key = r->begin;
+  if (how == WINDOW) {
     if (before > window - 1) before = window - 1;
-    span[2] = r->begin + (i + 1) * (window - 1) - before;
-  } else {
-    span[2] = r->lane * capacity + r->place - before;
+    key = r->begin + (i + 1) * (window - 1) - before;
+  } else if (how == CACHE) {
+    key = r->lane * capacity + r->place - before;
   }
-  span[3] = before;
+  return (wf_attend_span){r->begin, r->len, key, before, before + r->len};
 }
 
-static wf_tensor *spans(wf_run *r, layout how, int64_t window, int64_t capacity, int64_t **host) {
+static wf_tensor *spans(wf_run *r, layout how, int64_t window, int64_t capacity, wf_attend_span **host) {
   const wf_rows *rows = r->rows;
-  int64_t *s = wf_calloc("rows", (size_t)rows->n + 1, 4 * sizeof *s);
+  wf_attend_span *s = wf_calloc("rows", (size_t)rows->n + 1, sizeof *s);
   if (!s) return wf_poison(r->c, WF_ENOMEM);
-  for (int64_t i = 0; i < rows->n; i++) row_span(how, &rows->row[i], i, window, capacity, s + 4 * i);
+  for (int64_t i = 0; i < rows->n; i++) s[i] = row_span(how, &rows->row[i], i, window, capacity);
   *host = s;
-  return wf_from_host(r->c, "rows", WF_I64, WF_SHAPE(rows->n, 4), s);
+  return wf_attend_spans(r->c, rows->n, s);
 }
 
 /* ALiBi as a_t - b_j: positions are counted from each span's first key, since only differences matter. */
-static void alibi(wf_run *r, const int64_t *span, int64_t n, int64_t pool, int64_t H, const double *slope,
-                  wf_tensor **a, wf_tensor **b) {
+static void alibi(wf_run *r, const wf_attend_span *span, int64_t n, int64_t pool, int64_t H,
+                  const double *slope, wf_tensor **a, wf_tensor **b) {
   double *host = wf_calloc("rows", (size_t)((n + pool) * H) + 1, sizeof *host);
   if (!host) {
     *a = *b = wf_poison(r->c, WF_ENOMEM);
     return;
   }
-  for (int64_t i = 0; i < r->rows->n; i++, span += 4) {
-    for (int64_t t = 0; t < span[1]; t++)
-      for (int64_t h = 0; h < H; h++) host[(span[0] + t) * H + h] = -slope[h] * (double)(span[3] + t);
-    for (int64_t j = 0; j < span[3] + span[1]; j++)
-      for (int64_t h = 0; h < H; h++) host[(n + span[2] + j) * H + h] = -slope[h] * (double)j;
+  for (int64_t i = 0; i < r->rows->n; i++, span++) {
+    for (int64_t t = 0; t < span->queries; t++)
+      for (int64_t h = 0; h < H; h++)
+        host[(span->query + t) * H + h] = -slope[h] * (double)(span->distance + t);
+    for (int64_t j = 0; j < span->keys; j++)
+      for (int64_t h = 0; h < H; h++) host[(n + span->key + j) * H + h] = -slope[h] * (double)j;
   }
   *a = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(n, H), host);
   *b = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(pool, H), host + n * H);
@@ -105,7 +99,8 @@ wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_s
   if (wf_is_poison(in->q) || wf_is_poison(in->k) || wf_is_poison(in->v) || (in->c && wf_is_poison(in->c)))
     return wf_poison(r->c, WF_OK);
   layout how = layout_of(r, o->window);
-  int64_t capacity = r->state ? r->state->capacity : 0, *host = NULL;
+  int64_t capacity = r->state ? r->state->capacity : 0;
+  wf_attend_span *host = NULL;
   wf_tensor *span = spans(r, how, o->window, capacity, &host);
   wf_tensor *k = pool_of(r, how, slots->k, in->k, o->window);
   wf_tensor *v = pool_of(r, how, slots->v, in->v, o->window);
@@ -126,17 +121,16 @@ wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_s
 /* Where the keys of a document row lie: that of position p at `zero` + p in the pool, from `oldest` on. */
 static void keys_of(layout how, const wf_row *d, int64_t i, int64_t window, int64_t capacity, int64_t *zero,
                     int64_t *oldest) {
-  int64_t span[4];
-  row_span(how, d, i, window, capacity, span);
-  *zero = span[2] + span[3] - d->pos;
-  *oldest = d->pos - span[3];
+  wf_attend_span span = row_span(how, d, i, window, capacity);
+  *zero = span.key + span.distance - d->pos;
+  *oldest = d->pos - span.distance;
 }
 
 /* The rows of one pattern in a layout where pairs of token and head are tokens of one head: what head h keeps
  * of a segment is one row, dilation x heads apart. Those of one document row go to `span`; -> their number.
  */
 static int64_t pattern_rows(const wf_row *d, int64_t zero, int64_t oldest, const wf_seq_pattern *p, int64_t H,
-                            int64_t *span) {
+                            wf_attend_span *span) {
   int64_t rows = 0, end = d->pos + d->len, w = p->segment, r = p->dilation;
   for (int64_t from = d->pos / w * w; from < end; from += w)
     for (int64_t h = 0; h < H; h++) {
@@ -144,13 +138,10 @@ static int64_t pattern_rows(const wf_row *d, int64_t zero, int64_t oldest, const
       int64_t key = kept < oldest ? kept + (oldest - kept + r - 1) / r * r : kept;
       int64_t query = key < d->pos ? key + (d->pos - key + r - 1) / r * r : key;
       if (query >= to) continue;
-      if (span) {
-        span[0] = (d->begin + query - d->pos) * H + h;
-        span[1] = (to - 1 - query) / r + 1;
-        span[2] = (zero + key) * H + h;
-        span[3] = (query - key) / r;
-        span += 4;
-      }
+      int64_t queries = (to - 1 - query) / r + 1, before = (query - key) / r;
+      if (span)
+        span[rows] = (wf_attend_span){(d->begin + query - d->pos) * H + h, queries, (zero + key) * H + h,
+                                      before, before + queries};
       rows++;
     }
   return rows;
@@ -158,19 +149,20 @@ static int64_t pattern_rows(const wf_row *d, int64_t zero, int64_t oldest, const
 
 static wf_tensor *pattern_spans(wf_run *r, layout how, int64_t window, const wf_seq_pattern *p, int64_t H) {
   const wf_rows *rows = r->rows;
-  int64_t capacity = r->state ? r->state->capacity : 0, n = 0, *host = NULL;
+  int64_t capacity = r->state ? r->state->capacity : 0, n = 0;
+  wf_attend_span *host = NULL;
   for (int pass = 0; pass < 2; pass++) { /* count, then write */
-    int64_t *at = host;
+    wf_attend_span *at = host;
     n = 0;
     for (int64_t i = 0; i < rows->n; i++) {
       int64_t zero, oldest;
       keys_of(how, &rows->row[i], i, window, capacity, &zero, &oldest);
-      n += pattern_rows(&rows->row[i], zero, oldest, p, H, at ? at + 4 * n : NULL);
+      n += pattern_rows(&rows->row[i], zero, oldest, p, H, at ? at + n : NULL);
     }
-    if (!host) host = wf_alloc("rows", (size_t)(n + 1) * 4 * sizeof *host);
+    if (!host) host = wf_alloc("rows", (size_t)(n + 1) * sizeof *host);
     if (!host) return wf_poison(r->c, WF_ENOMEM);
   }
-  wf_tensor *span = wf_from_host(r->c, "rows", WF_I64, WF_SHAPE(n, 4), host);
+  wf_tensor *span = wf_attend_spans(r->c, n, host);
   wf_free(host);
   return span;
 }

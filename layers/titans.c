@@ -221,11 +221,11 @@ static wf_tensor *persistent(wf_run *r, const titans *t, wf_tensor *q, wf_tensor
   wf_tensor *w[] = {wf_value(t->attend_w[K]), wf_value(t->attend_w[V])}, *kv[2], *o;
   wf_linear_n(c, wf_value(t->persistent), 2, w, NULL, kv);
   if (wf_is_poison(q)) return *lse = q;
-  const int64_t rows = t->persistent->shape[0], n = q->shape[0], H = t->heads, span[] = {0, 1, 0, rows - 1};
+  const int64_t rows = t->persistent->shape[0], n = q->shape[0], H = t->heads;
+  const wf_attend_span span = {.queries = 1, .distance = rows - 1, .keys = rows};
   q = wf_reshape(c, wf_transpose(c, q, 0, 1), WF_SHAPE(1, H * n, t->head));
-  o = wf_attend_lse(c, q, wf_as_heads(kv[0], H), wf_as_heads(kv[1], H),
-                    wf_from_host(c, "rows", WF_I64, WF_SHAPE(1, 4), span), NULL, NULL, NULL,
-                    &(wf_attend_options){.scale = 1 / sqrt((double)t->head)}, lse);
+  o = wf_attend_lse(c, q, wf_as_heads(kv[0], H), wf_as_heads(kv[1], H), wf_attend_spans(c, 1, &span), NULL,
+                    NULL, NULL, &(wf_attend_options){.scale = 1 / sqrt((double)t->head)}, lse);
   *lse = wf_transpose(c, wf_reshape(c, *lse, WF_SHAPE(H, n)), 0, 1);
   return wf_transpose(c, wf_reshape(c, o, WF_SHAPE(H, n, t->head)), 0, 1);
 }

@@ -54,9 +54,11 @@ static inline void finish(const attend_args *g, const attend_out *y, int64_t t, 
   if (!g->sigmoid) {
     if (g->sink) {
       real z = g->sink[h], m = z > max ? z : max;
-      scale = r_exp(max - m);
-      sum = sum * scale + r_exp(z - m);
-      max = m;
+      if (m > -(real)INFINITY) { /* a key or the sink counts */
+        scale = r_exp(max - m);
+        sum = sum * scale + r_exp(z - m);
+        max = m;
+      }
     }
     lse = sum == 0 ? -(real)INFINITY : max + r_log(sum);
     scale = sum == 0 ? 0 : scale / sum;
@@ -193,7 +195,8 @@ static void few_finish(const attend_args *g, const attend_out *y, int64_t t, int
 
 static wf_status few_queries(const attend_args *g, const attend_out *y, wf_device *dev) {
   int64_t pairs = g->rows * g->kv_heads, cost = g->longest * g->group * g->most_keys * (g->kdim + g->vdim);
-  int threads = wf_threads_for(pairs * ((g->most_keys + 255) / 256), cost / ((g->most_keys + 255) / 256) / 8);
+  int64_t stretches = g->most_keys > 256 ? (g->most_keys + 255) / 256 : 1;
+  int threads = wf_threads_for(pairs * stretches, cost / stretches / 8);
   int64_t parts = pairs >= 2 * threads || pairs % threads == 0 ? 1 : threads;
   int64_t per_part = g->longest * g->group * partial_size(g);
   size_t bytes = (size_t)(pairs * parts * per_part) * sizeof(real);
@@ -223,7 +226,7 @@ WF_KERNEL(attend) {
   attend_out y = {wf_data(call->out[0]), wf_data(call->out[1])};
   wf_device *dev = wf_ctx_device(call->ctx);
   int64_t covered = 0, pairs = g.rows * g.kv_heads;
-  for (int64_t r = 0; r < g.rows; r++) covered += g.span[4 * r + 1];
+  for (int64_t r = 0; r < g.rows; r++) covered += g.span[r].queries;
   if (covered < g.n) { /* queries of no row */
     memset(y.o, 0, (size_t)(g.n * g.heads * g.vdim) * sizeof(real));
     for (int64_t i = 0; i < g.n * g.heads; i++) y.lse[i] = g.sigmoid ? 0 : -(real)INFINITY;
@@ -268,8 +271,8 @@ wf_status wf_attend_check(const wf_call *call) {
                      q->shape[1] % k->shape[1] == 0 && k->dtype == q->dtype && v->dtype == q->dtype,
                  "attend: q %s, k %s, v %s", wf_shape_text(q, t[0]), wf_shape_text(k, t[1]),
                  wf_shape_text(v, t[2]));
-  WF_SHAPE_CHECK(span->ndim == 2 && span->shape[1] == 4 && span->dtype == WF_I64,
-                 "attend: span is %s, not [rows, 4] i64", wf_shape_text(span, t[0]));
+  WF_SHAPE_CHECK(span->ndim == 2 && span->shape[1] == WF_ATTEND_SPAN_COLS && span->dtype == WF_I64,
+                 "attend: span is %s, not [rows, %d] i64", wf_shape_text(span, t[0]), WF_ATTEND_SPAN_COLS);
   WF_SHAPE_CHECK(!a == !b, "attend: of the score terms a and b only one is given");
   WF_SHAPE_CHECK(!a || (a->ndim == 2 && a->shape[0] == q->shape[0] && a->shape[1] == q->shape[1] &&
                         b->ndim == 2 && b->shape[0] == k->shape[0] && b->shape[1] == q->shape[1] &&
@@ -286,15 +289,21 @@ wf_status wf_attend_check(const wf_call *call) {
   return WF_OK;
 }
 
+/* Sum over positions p = 0 .. end-1 of how many of `keys` keys lie at p or before. */
+static double keys_until(double end, double keys) {
+  if (end <= 0) return 0;
+  return end < keys ? end * (end + 1) / 2 : keys * (keys + 1) / 2 + (end - keys) * keys;
+}
+
 double wf_attend_pairs(const wf_call *call) {
   const wf_tensor *span = call->in[ATTEND_SPAN], *q = call->in[ATTEND_Q];
   if (wf_device_kind(wf_ctx_device(call->ctx)) != WF_CPU) return 0;
   double pairs = 0, window = (double)((const wf_attend_options *)call->attr)->window;
-  const int64_t *s = wf_data(span);
-  for (int64_t r = 0; r < span->shape[0]; r++, s += 4) {
-    double len = (double)s[1], before = (double)s[3], all = len * before + len * (len + 1) / 2;
-    double capped = window > 0 ? len * window : all; /* near enough: the first rows of a window see less */
-    pairs += capped < all ? capped : all;
+  const wf_attend_span *s = wf_data(span);
+  for (int64_t r = 0; r < span->shape[0]; r++, s++) {
+    double begin = (double)s->distance, end = begin + (double)s->queries, keys = (double)s->keys;
+    pairs += keys_until(end, keys) - keys_until(begin, keys);
+    if (window > 0) pairs -= keys_until(end - window, keys) - keys_until(begin - window, keys);
   }
   return pairs * (double)q->shape[1];
 }
@@ -337,15 +346,17 @@ static void cost(const wf_call *call, double *flops, double *bytes) {
 /* Kinds and shapes of inputs that the samples of attend and of its gradient share. */
 wf_status wf_attend_sample(wf_sample *s) {
   static const struct {
-    int64_t rows, span[3][4], n, m, heads, kv_heads, k, v;
+    int64_t rows;
+    wf_attend_span span[3];
+    int64_t n, m, heads, kv_heads, k, v;
     wf_attend_options o;
     bool terms, sink;
   } made[] = {
-      {1, {{0, 7, 0, 0}}, 7, 7, 2, 2, 4, 3, {.scale = 0.5}, false, false},
-      {2, {{0, 3, 0, 0}, {3, 4, 3, 0}}, 7, 7, 4, 2, 3, 5, {.scale = 0.6, .softcap = 2}, true, true},
-      {2, {{0, 5, 1, 2}, {5, 1, 9, 0}}, 6, 11, 3, 1, 3, 2, {.scale = 1, .window = 3}, false, true},
+      {1, {{0, 7, 0, 0, 7}}, 7, 7, 2, 2, 4, 3, {.scale = 0.5}, false, false},
+      {2, {{0, 3, 0, 0, 3}, {3, 4, 3, 0, 4}}, 7, 7, 4, 2, 3, 5, {.scale = 0.6, .softcap = 2}, true, true},
+      {2, {{0, 5, 1, 2, 7}, {5, 1, 9, 0, 1}}, 6, 11, 3, 1, 3, 2, {.scale = 1, .window = 3}, false, true},
       {1,
-       {{0, 6, 2, 1}},
+       {{0, 6, 2, 1, 7}},
        6,
        9,
        2,
@@ -355,9 +366,33 @@ wf_status wf_attend_sample(wf_sample *s) {
        {.scale = 0.7, .kind = WF_ATTEND_SIGMOID, .len_bias = 4},
        true,
        false},
-      {1, {{0, 2, 0, 5}}, 2, 8, 2, 1, 3, 3, {.scale = 0.7}, true, true},
+      {1, {{0, 2, 0, 5, 7}}, 2, 8, 2, 1, 3, 3, {.scale = 0.7}, true, true},
       {0, {{0}}, 0, 4, 2, 1, 3, 2, {.scale = 1}, false, false},
-      {2, {{0, 3, 1, 1}, {1, 3, 0, 0}}, 6, 8, 2, 1, 3, 2, {.scale = 0.6, .stride = 2}, true, true},
+      {2, {{0, 3, 1, 1, 4}, {1, 3, 0, 0, 3}}, 6, 8, 2, 1, 3, 2, {.scale = 0.6, .stride = 2}, true, true},
+      /* blocks of longer rows: keys that end inside, before a gap and out of the window, or are none */
+      {3,
+       {{0, 6, 0, 2, 5}, {6, 5, 5, 9, 3}, {11, 2, 8, 4, 0}},
+       13,
+       8,
+       2,
+       1,
+       3,
+       2,
+       {.scale = 0.6, .softcap = 3, .window = 9},
+       true,
+       true},
+      {2, {{0, 3, 0, 2, 3}, {1, 3, 1, 4, 2}}, 6, 8, 2, 2, 3, 2, {.scale = 0.6, .stride = 2}, true, true},
+      {3,
+       {{0, 6, 0, 1, 4}, {6, 5, 4, 3, 3}, {11, 1, 7, 0, 0}},
+       12,
+       8,
+       2,
+       1,
+       3,
+       3,
+       {.scale = 0.7, .kind = WF_ATTEND_SIGMOID, .len_bias = 4, .window = 4},
+       true,
+       false},
   };
   _Static_assert(sizeof made / sizeof *made == WF_ATTEND_SAMPLES, "samples");
   int i = s->index;
@@ -374,7 +409,7 @@ wf_status wf_attend_sample(wf_sample *s) {
     s->in[1] = wf_sample_real(s, WF_SHAPE(m, kv, made[i].k));
     s->in[2] = wf_sample_real(s, WF_SHAPE(m, kv, made[i].v));
   }
-  s->in[3] = wf_from_host(s->ctx, "sample", WF_I64, WF_SHAPE(made[i].rows, 4), made[i].span);
+  s->in[3] = wf_attend_spans(s->ctx, made[i].rows, made[i].span);
   s->in[4] = made[i].terms ? wf_cast(s->ctx, wf_sample_real(s, WF_SHAPE(n, heads)), WF_F64) : NULL;
   s->in[5] = made[i].terms ? wf_cast(s->ctx, wf_sample_real(s, WF_SHAPE(m, heads)), WF_F64) : NULL;
   s->in[6] = made[i].sink ? wf_sample_real(s, WF_SHAPE(heads)) : NULL;
@@ -404,6 +439,9 @@ const wf_op wf_op_attend = {
     .n_samples = WF_ATTEND_SAMPLES,
 };
 
+wf_tensor *wf_attend_spans(wf_ctx *c, int64_t n, const wf_attend_span *span) {
+  return wf_from_host(c, "rows", WF_I64, WF_SHAPE(n, WF_ATTEND_SPAN_COLS), span);
+}
 wf_tensor *wf_attend_lse(wf_ctx *c, wf_tensor *q, wf_tensor *k, wf_tensor *v, wf_tensor *span, wf_tensor *a,
                          wf_tensor *b, wf_tensor *sink, const wf_attend_options *o, wf_tensor **lse) {
   wf_tensor *out[2];

@@ -6,17 +6,17 @@
 template <class real>
 __device__ static void attend_query(const attend_args<real> &g, int64_t i, int64_t h, real *o, real *lse) {
   __shared__ real weight[WF_CUDA_BLOCK];
-  const attend_row w = g.row_of(i);
-  const int64_t t = (i - w.q0) / g.step, hi = w.len ? w.before + t + 1 : 0, lo = w.len ? g.lo(w, t) : 0;
+  const wf_attend_span w = g.row_of(i);
+  const int64_t t = (i - w.query) / g.step, hi = g.hi(w, t), lo = g.lo(w, t);
   double max = -INFINITY, sum = 0;
   for (int64_t c = threadIdx.x; c < g.vdim; c += WF_CUDA_BLOCK) o[c] = 0;
   for (int64_t j0 = lo; j0 < hi; j0 += WF_CUDA_BLOCK) {
     const int64_t j = j0 + threadIdx.x, count = hi - j0 < WF_CUDA_BLOCK ? hi - j0 : WF_CUDA_BLOCK;
     real p = 0, factor = 1, th;
     if (g.sigmoid) {
-      if (j < hi) p = 1 / (1 + exp(-g.score(i, w.k0 + j * g.step, h, &th)));
+      if (j < hi) p = 1 / (1 + exp(-g.score(i, w.key + j * g.step, h, &th)));
     } else {
-      const real x = j < hi ? g.score(i, w.k0 + j * g.step, h, &th) : (real)-INFINITY;
+      const real x = j < hi ? g.score(i, w.key + j * g.step, h, &th) : (real)-INFINITY;
       const double m = wf_cuda_max()(max, wf_cuda_largest((double)x));
       if (m > -INFINITY || m != m) {
         factor = (real)exp(max - m);
@@ -29,7 +29,7 @@ __device__ static void attend_query(const attend_args<real> &g, int64_t i, int64
     weight[threadIdx.x] = p;
     __syncthreads();
     for (int64_t c = threadIdx.x; c < g.vdim; c += WF_CUDA_BLOCK) {
-      const real *v = g.v + (w.k0 + j0 * g.step) * g.vs + h / g.group * g.vh + c;
+      const real *v = g.v + (w.key + j0 * g.step) * g.vs + h / g.group * g.vh + c;
       real s = o[c] * factor;
       for (int64_t k = 0; k < count; k++) s += weight[k] * v[k * g.step * g.vs];
       o[c] = s;
@@ -38,11 +38,13 @@ __device__ static void attend_query(const attend_args<real> &g, int64_t i, int64
   real scale = 1, l = 0;
   if (!g.sigmoid) {
     double grown = 1;
-    if (g.sink) {
+    if (g.sink && w.queries) {
       const double z = (double)g.sink[h], m = z > max ? z : max;
-      grown = exp(max - m);
-      sum = sum * grown + exp(z - m);
-      max = m;
+      if (m > -INFINITY) { /* a key or the sink counts */
+        grown = exp(max - m);
+        sum = sum * grown + exp(z - m);
+        max = m;
+      }
     }
     l = sum == 0 ? (real)-INFINITY : (real)(max + log(sum));
     scale = sum == 0 ? (real)0 : (real)(grown / sum);

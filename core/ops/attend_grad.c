@@ -2,8 +2,9 @@
  * products each. With D_t = <do_t, o_t>:
  *     P = exp(x - LSE);  dP = dO V^T;  dS = P . (dP - D);  dV = P^T dO;  dQ = s dS K;  dK = s dS^T Q
  *     da_t = sum_j dS;  db_j = -sum_t dS;  dz = -sum_t e^{z - LSE_t} D_t
- * (a gradient of the log-sum-exp itself is taken from D_t),
- * and for sigmoid dS = P . (1 - P) . dP; the soft cap multiplies dS by 1 - tanh^2 before the products.
+ * (a gradient of the log-sum-exp itself is taken from D_t), and for sigmoid dS = P . (1 - P) . dP; the soft
+ * cap multiplies dS by 1 - tanh^2 before the products. o and LSE may be those over more keys than these: the
+ * gradients are then the share of these.
  *
  * A task adds the key gradients of its row and key head, all query heads of the group, in its own work space
  * and then into the outputs, touching no key of another row: the outputs may be the gradient of a whole
@@ -102,7 +103,7 @@ static void query_block(const grad_args *ga, const attend_row *w, const grad_wor
     if (ga->dlse) dot -= ga->dlse[at];
     k->delta[t] = dot;
     k->da[t] = 0;
-    if (g->sink) k->sink[i] -= r_exp(g->sink[h] - ga->lse[at]) * dot;
+    if (g->sink && ga->lse[at] > -(real)INFINITY) k->sink[i] -= r_exp(g->sink[h] - ga->lse[at]) * dot;
   }
   for (int64_t j = from; j < to; j += ATTEND_BK) {
     int64_t nk = to - j < ATTEND_BK ? to - j : ATTEND_BK;
@@ -351,7 +352,7 @@ WF_KERNEL(attend_grad) {
   WF_TRY(read_grad(call, &ga));
   const attend_args *g = &ga.a;
   int64_t covered = 0;
-  for (int64_t r = 0; r < g->rows; r++) covered += g->span[4 * r + 1];
+  for (int64_t r = 0; r < g->rows; r++) covered += g->span[r].queries;
   if (covered < g->n) { /* queries of no row */
     clear(&ga.out[WANT_Q], g->n, g->heads, g->kdim, sizeof(real));
     clear(&ga.out[WANT_A], g->n, g->heads, 1, sizeof(double));

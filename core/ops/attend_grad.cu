@@ -52,8 +52,8 @@ template <class real> struct grad_args {
 template <class real> __device__ static void query_grad(const grad_args<real> &g, int64_t i, int64_t h) {
   __shared__ real weight[WF_CUDA_BLOCK];
   const attend_args<real> &a = g.a;
-  const attend_row w = a.row_of(i);
-  const int64_t t = (i - w.q0) / a.step, hi = w.len ? w.before + t + 1 : 0, lo = w.len ? a.lo(w, t) : 0;
+  const wf_attend_span w = a.row_of(i);
+  const int64_t t = (i - w.query) / a.step, hi = a.hi(w, t), lo = a.lo(w, t);
   const real delta = g.inner(i, h);
   real *dq = g.q.p ? g.q.p + i * g.q.s + h * g.q.h : NULL;
   double da = 0;
@@ -61,13 +61,13 @@ template <class real> __device__ static void query_grad(const grad_args<real> &g
   for (int64_t j0 = lo; j0 < hi; j0 += WF_CUDA_BLOCK) {
     const int64_t j = j0 + threadIdx.x, count = hi - j0 < WF_CUDA_BLOCK ? hi - j0 : WF_CUDA_BLOCK;
     real p, ds = 0, dx = 0;
-    if (j < hi) g.pair(i, w.k0 + j * a.step, h, delta, &p, &ds, &dx);
+    if (j < hi) g.pair(i, w.key + j * a.step, h, delta, &p, &ds, &dx);
     da += (double)ds;
     __syncthreads(); /* the weights before these have been used */
     weight[threadIdx.x] = dx;
     __syncthreads();
     for (int64_t c = threadIdx.x; dq && c < a.kdim; c += WF_CUDA_BLOCK) {
-      const real *k = a.k + (w.k0 + j0 * a.step) * a.ks + h / a.group * a.kh + c;
+      const real *k = a.k + (w.key + j0 * a.step) * a.ks + h / a.group * a.kh + c;
       real s = 0;
       for (int64_t l = 0; l < count; l++) s += weight[l] * k[l * a.step * a.ks];
       dq[c] += a.scale * s;
@@ -76,7 +76,9 @@ template <class real> __device__ static void query_grad(const grad_args<real> &g
   da = wf_cuda_total(da);
   if (threadIdx.x > 0) return;
   if (g.da.p) wf_cuda_put(g.da.p + i * g.da.s + h * g.da.h, g.da.add, da);
-  if (g.share) g.share[i * a.heads + h] = w.len ? exp(a.sink[h] - g.lse[i * a.heads + h]) * delta : (real)0;
+  if (!g.share) return;
+  const real lse = g.lse[i * a.heads + h];
+  g.share[i * a.heads + h] = w.queries && lse > (real)-INFINITY ? exp(a.sink[h] - lse) * delta : (real)0;
 }
 
 /* Key j of the pool, key head `head`. */
@@ -90,16 +92,16 @@ template <class real> __device__ static void key_grad(const grad_args<real> &g, 
   for (int64_t h = head * a.group; h < (head + 1) * a.group; h++) {
     double db = 0;
     for (int64_t r = 0; r < a.rows; r++) {
-      const attend_row w = a.row(r);
-      const int64_t own = (j - w.k0) / a.step, since = own - w.before; /* since: the query at its place */
-      if (j < w.k0 || (j - w.k0) % a.step || since >= w.len) continue;
+      const wf_attend_span w = a.span[r];
+      const int64_t own = (j - w.key) / a.step, since = own - w.distance; /* since: the query at its place */
+      if (j < w.key || (j - w.key) % a.step || own >= w.keys || since >= w.queries) continue;
       const int64_t begin = since > 0 ? since : 0;
-      const int64_t end = a.window > 0 && since + a.window < w.len ? since + a.window : w.len;
+      const int64_t end = a.window > 0 && since + a.window < w.queries ? since + a.window : w.queries;
       for (int64_t t0 = begin; t0 < end; t0 += WF_CUDA_BLOCK) {
         const int64_t t = t0 + threadIdx.x, count = end - t0 < WF_CUDA_BLOCK ? end - t0 : WF_CUDA_BLOCK;
         real p = 0, ds = 0, dx = 0;
         if (t < end) {
-          const int64_t i = w.q0 + t * a.step;
+          const int64_t i = w.query + t * a.step;
           g.pair(i, j, h, a.sigmoid ? (real)0 : g.inner(i, h), &p, &ds, &dx);
         }
         db -= (double)ds;
@@ -108,13 +110,13 @@ template <class real> __device__ static void key_grad(const grad_args<real> &g, 
         weight[threadIdx.x] = dx;
         __syncthreads();
         for (int64_t c = threadIdx.x; dv && c < a.vdim; c += WF_CUDA_BLOCK) {
-          const real *y = g.dout + (w.q0 + t0 * a.step) * g.dos + h * g.doh + c;
+          const real *y = g.dout + (w.query + t0 * a.step) * g.dos + h * g.doh + c;
           real s = 0;
           for (int64_t l = 0; l < count; l++) s += prob[l] * y[l * a.step * g.dos];
           dv[c] += s;
         }
         for (int64_t c = threadIdx.x; dk && c < a.kdim; c += WF_CUDA_BLOCK) {
-          const real *q = a.q + (w.q0 + t0 * a.step) * a.qs + h * a.qh + c;
+          const real *q = a.q + (w.query + t0 * a.step) * a.qs + h * a.qh + c;
           real s = 0;
           for (int64_t l = 0; l < count; l++) s += weight[l] * q[l * a.step * a.qs];
           dk[c] += a.scale * s;

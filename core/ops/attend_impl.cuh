@@ -5,37 +5,30 @@
 #include "core/cuda_impl.cuh"
 #include "core/ops/attend_impl.h"
 
-/* One row: `len` queries from q0, `step` apart; its keys begin at k0 in the pool, as far apart, and query t
- * sees before + t + 1 of them. */
-struct attend_row {
-  int64_t q0, len, k0, before;
-};
-
 template <class real> struct attend_args {
   const real *q, *k, *v, *sink;
   const double *a, *b;            /* terms of the scores */
   int64_t qs, qh, ks, kh, vs, vh; /* strides of tokens and heads */
-  const int64_t *span;
+  const wf_attend_span *span;
   int64_t rows, n, m, heads, kv_heads, group, kdim, vdim, window;
   int64_t step; /* from one token of a row to the next, in tokens */
   real scale, cap, log_len;
   bool sigmoid;
 
-  __device__ attend_row row(int64_t r) const {
-    return {span[4 * r], span[4 * r + 1], span[4 * r + 2], span[4 * r + 3]};
-  }
-  /* The row of query i; len 0 for none. */
-  __device__ attend_row row_of(int64_t i) const {
+  /* The row of query i; one without queries or keys for none. */
+  __device__ wf_attend_span row_of(int64_t i) const {
     for (int64_t r = 0; r < rows; r++) {
-      attend_row w = row(r);
-      if (i >= w.q0 && (i - w.q0) % step == 0 && (i - w.q0) / step < w.len) return w;
+      const wf_attend_span w = span[r];
+      if (i >= w.query && (i - w.query) % step == 0 && (i - w.query) / step < w.queries) return w;
     }
-    return {0, 0, 0, 0};
+    return {0, 0, 0, 0, 0};
   }
-  /* Query t of a row sees its keys [lo, hi). */
-  __device__ int64_t lo(const attend_row &w, int64_t t) const {
-    int64_t end = w.before + t + 1;
-    return window > 0 && end > window ? end - window : 0;
+  /* Query t of a row sees its keys [lo, hi), none where lo >= hi. */
+  __device__ int64_t hi(const wf_attend_span &w, int64_t t) const {
+    return w.distance + t < w.keys ? w.distance + t + 1 : w.keys;
+  }
+  __device__ int64_t lo(const wf_attend_span &w, int64_t t) const {
+    return window > 0 && w.distance + t >= window ? w.distance + t + 1 - window : 0;
   }
   /* Score of query i and key j of the pool for head h; *th receives the tanh of the soft cap. */
   __device__ real score(int64_t i, int64_t j, int64_t h, real *th) const {
@@ -63,7 +56,7 @@ template <class real> static wf_status attend_read(const wf_call *call, attend_a
   g->qs = q->stride[0], g->qh = q->stride[1];
   g->ks = k->stride[0], g->kh = k->stride[1];
   g->vs = v->stride[0], g->vh = v->stride[1];
-  g->span = wf_cuda_in<int64_t>(call, ATTEND_SPAN);
+  g->span = (const wf_attend_span *)wf_cuda_in<int64_t>(call, ATTEND_SPAN);
   g->rows = call->in[ATTEND_SPAN]->shape[0];
   g->n = q->shape[0], g->heads = q->shape[1], g->kdim = q->shape[2];
   g->m = k->shape[0], g->kv_heads = k->shape[1], g->vdim = v->shape[2];
@@ -73,22 +66,15 @@ template <class real> static wf_status attend_read(const wf_call *call, attend_a
   g->scale = (real)o->scale, g->cap = (real)o->softcap;
   g->sigmoid = o->kind == WF_ATTEND_SIGMOID;
   g->log_len = g->sigmoid ? (real)log((double)o->len_bias) : (real)0;
-  const int64_t *span = g->span, n = g->n, m = g->m, step = g->step;
-  int64_t at, s[4];
+  const wf_attend_span *span = g->span;
+  const int64_t n = g->n, m = g->m, step = g->step;
+  int64_t at;
+  wf_attend_span s;
   WF_TRY(wf_cuda_first(
-      call, g->rows,
-      [=] __device__(int64_t r) {
-        const int64_t *w = span + 4 * r;
-        return w[3] < 0 || w[3] > m || !attend_fits(w[0], w[1], step, n) ||
-               !attend_fits(w[2], w[3] + w[1], step, m);
-      },
-      &at));
+      call, g->rows, [=] __device__(int64_t r) { return !attend_span_fits(span + r, step, n, m); }, &at));
   if (at < 0) return WF_OK;
-  WF_TRY(wf_device_read(wf_ctx_device(call->ctx), s, span + 4 * at, sizeof s));
-  return WF_FAIL(WF_EINVAL,
-                 "attend: row %lld has queries %lld + %lld of %lld and keys %lld + %lld + %lld of %lld",
-                 (long long)at, (long long)s[0], (long long)s[1], (long long)n, (long long)s[2],
-                 (long long)s[3], (long long)s[1], (long long)m);
+  WF_TRY(wf_device_read(wf_ctx_device(call->ctx), &s, span + at, sizeof s));
+  return attend_no_fit(at, &s, n, m);
 }
 
 #endif

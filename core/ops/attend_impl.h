@@ -27,7 +27,7 @@ enum {
 };
 
 /* Shared by the two descriptions (attend.c). */
-enum { WF_ATTEND_SAMPLES = 7 };
+enum { WF_ATTEND_SAMPLES = 10 };
 wf_status wf_attend_check(const wf_call *call); /* shapes and options of the first seven inputs */
 double wf_attend_pairs(const wf_call *call);    /* visible pairs of query and key, over all heads */
 wf_status wf_attend_sample(wf_sample *s);
@@ -36,6 +36,18 @@ wf_status wf_attend_sample(wf_sample *s);
 WF_HOST_DEVICE static inline bool attend_fits(int64_t begin, int64_t count, int64_t step, int64_t total) {
   if (begin < 0 || count < 0 || begin > total || count > total) return false;
   return count == 0 || (begin < total && count - 1 <= (total - 1 - begin) / step);
+}
+/* Queries among n, keys among m, and positions that can be counted. */
+WF_HOST_DEVICE static inline bool attend_span_fits(const wf_attend_span *s, int64_t step, int64_t n,
+                                                   int64_t m) {
+  return attend_fits(s->query, s->queries, step, n) && attend_fits(s->key, s->keys, step, m) &&
+         s->distance >= 0 && s->distance < INT64_MAX - s->queries;
+}
+static inline wf_status attend_no_fit(int64_t r, const wf_attend_span *s, int64_t n, int64_t m) {
+  return WF_FAIL(WF_EINVAL,
+                 "attend: row %lld has queries %lld + %lld of %lld and keys %lld + %lld of %lld, %lld apart",
+                 (long long)r, (long long)s->query, (long long)s->queries, (long long)n, (long long)s->key,
+                 (long long)s->keys, (long long)m, (long long)s->distance);
 }
 
 #ifdef WF_KERNEL_PASS
@@ -49,7 +61,7 @@ typedef struct attend_args {
   const double *a, *b;            /* terms of the scores */
   int64_t qs, qh, ks, kh, vs, vh; /* strides of tokens and heads */
   int64_t step;                   /* from one token of a row to the next, in tokens */
-  const int64_t *span;
+  const wf_attend_span *span;
   int64_t rows, n, m, heads, kv_heads, group, kdim, vdim, kpad, vpad;
   int64_t longest, most_keys; /* over the rows: queries, visible keys */
   int64_t window;
@@ -57,19 +69,18 @@ typedef struct attend_args {
   bool sigmoid;
 } attend_args;
 
-/* One row: queries q0 .. q0+len-1; its keys begin at k0 in the pool and those before `first` are out of every
- * window; `keys` are left from there. Indices of keys below count from `first`. */
+/* One row: queries q0 .. q0+len-1, and of its keys those that some query sees: `keys` from k0 on in the pool,
+ * each of them seen. Keys are counted from k0 below; the first query's own would be key `before`. */
 typedef struct attend_row {
-  int64_t q0, len, k0, before, first, keys;
+  int64_t q0, len, k0, before, keys;
 } attend_row;
 
 static inline attend_row attend_row_at(const attend_args *g, int64_t r) {
-  const int64_t *s = g->span + 4 * r;
-  attend_row w = {.q0 = s[0], .len = s[1], .before = s[3]};
-  w.first = g->window > 0 && w.before + 1 > g->window ? w.before + 1 - g->window : 0;
-  w.k0 = s[2] + w.first * g->step;
-  w.keys = w.len ? w.before + w.len - w.first : 0;
-  return w;
+  const wf_attend_span *s = g->span + r;
+  int64_t first = g->window > 0 && s->distance >= g->window ? s->distance + 1 - g->window : 0;
+  int64_t end = s->keys < s->distance + s->queries ? s->keys : s->distance + s->queries;
+  if (!s->queries || first >= end) first = end = 0;
+  return (attend_row){s->query, s->queries, s->key + first * g->step, s->distance - first, end - first};
 }
 
 /* Places of query t and key j of a row in q and in the pool. */
@@ -80,13 +91,12 @@ static inline int64_t attend_key_at(const attend_args *g, const attend_row *w, i
   return w->k0 + j * g->step;
 }
 
-/* Query t sees keys [lo, hi). */
+/* Query t sees keys [lo, hi), none where lo >= hi. */
 static inline int64_t attend_hi(const attend_row *w, int64_t t) {
-  return w->before + t + 1 - w->first;
+  return w->before + t < w->keys ? w->before + t + 1 : w->keys;
 }
 static inline int64_t attend_lo(const attend_args *g, const attend_row *w, int64_t t) {
-  int64_t hi = attend_hi(w, t);
-  return g->window > 0 && hi > g->window ? hi - g->window : 0;
+  return g->window > 0 && w->before + t >= g->window ? w->before + t + 1 - g->window : 0;
 }
 
 static inline wf_status attend_read(const wf_call *call, attend_args *g) {
@@ -112,13 +122,7 @@ static inline wf_status attend_read(const wf_call *call, attend_args *g) {
   g->sigmoid = o->kind == WF_ATTEND_SIGMOID;
   g->log_len = g->sigmoid ? (real)log((double)o->len_bias) : 0;
   for (int64_t r = 0; r < g->rows; r++) {
-    const int64_t *s = g->span + 4 * r;
-    if (s[3] < 0 || s[3] > g->m || !attend_fits(s[0], s[1], g->step, g->n) ||
-        !attend_fits(s[2], s[3] + s[1], g->step, g->m))
-      return WF_FAIL(WF_EINVAL,
-                     "attend: row %lld has queries %lld + %lld of %lld and keys %lld + %lld + %lld of %lld",
-                     (long long)r, (long long)s[0], (long long)s[1], (long long)g->n, (long long)s[2],
-                     (long long)s[3], (long long)s[1], (long long)g->m);
+    if (!attend_span_fits(g->span + r, g->step, g->n, g->m)) return attend_no_fit(r, g->span + r, g->n, g->m);
     attend_row w = attend_row_at(g, r);
     if (w.len > g->longest) g->longest = w.len;
     if (w.keys > g->most_keys) g->most_keys = w.keys;

@@ -184,16 +184,23 @@ static wf_rows *two_rows(wf_ctx *c, int64_t n) {
 }
 
 static wf_tensor *build_attend(wf_ctx *c, wf_tensor *const *in) {
-  const int64_t span[] = {0, 450, 0, 100, 450, 150, 550, 0};
+  const wf_attend_span span[] = {{0, 450, 0, 100, 550}, {450, 150, 550, 0, 150}};
   wf_attend_options o = {.scale = 0.2, .softcap = 5, .window = 300};
-  return wf_attend(c, in[0], in[1], in[2], wf_from_host(c, "test", WF_I64, WF_SHAPE(2, 4), span),
-                   wf_cast(c, in[3], WF_F64), wf_cast(c, in[4], WF_F64), in[5], &o);
+  return wf_attend(c, in[0], in[1], in[2], wf_attend_spans(c, 2, span), wf_cast(c, in[3], WF_F64),
+                   wf_cast(c, in[4], WF_F64), in[5], &o);
+}
+/* A block of the keys of longer rows: it ends before the queries, and the window takes it from the last ones.
+ */
+static wf_tensor *build_block(wf_ctx *c, wf_tensor *const *in) {
+  const wf_attend_span span[] = {{0, 450, 0, 320, 300}, {450, 150, 300, 40, 120}};
+  wf_attend_options o = {.scale = 0.2, .softcap = 5, .window = 300};
+  return wf_attend(c, in[0], in[1], in[2], wf_attend_spans(c, 2, span), wf_cast(c, in[3], WF_F64),
+                   wf_cast(c, in[4], WF_F64), in[5], &o);
 }
 static wf_tensor *build_sigmoid(wf_ctx *c, wf_tensor *const *in) {
-  const int64_t span[] = {0, 600, 0, 0};
   wf_attend_options o = {.scale = 0.2, .kind = WF_ATTEND_SIGMOID, .len_bias = 600};
-  return wf_attend(c, in[0], in[1], in[2], wf_from_host(c, "test", WF_I64, WF_SHAPE(1, 4), span), NULL, NULL,
-                   NULL, &o);
+  return wf_attend(c, in[0], in[1], in[2], wf_attend_spans(c, 1, &(wf_attend_span){0, 600, 0, 0, 600}), NULL,
+                   NULL, NULL, &o);
 }
 static wf_tensor *build_norm(wf_ctx *c, wf_tensor *const *in) {
   return wf_norm(c, WF_NORM_LAYER, in[0], in[1], in[2], 1e-5);
@@ -231,6 +238,10 @@ static const expression expressions[] = {
      6,
      {{3, {600, 4, 40}}, {3, {700, 2, 40}}, {3, {700, 2, 300}}, {2, {600, 4}}, {2, {700, 4}}, {1, {4}}},
      build_attend},
+    {"attend, a block of keys",
+     6,
+     {{3, {600, 4, 40}}, {3, {700, 2, 40}}, {3, {700, 2, 300}}, {2, {600, 4}}, {2, {700, 4}}, {1, {4}}},
+     build_block},
     {"attend, sigmoid", 3, {{3, {600, 2, 24}}, {3, {600, 1, 24}}, {3, {600, 1, 20}}}, build_sigmoid},
     {"norm", 3, {{2, {70, 1000}}, {1, {1000}}, {1, {1000}}}, build_norm},
     {"xent", 1, {{2, {64, 1000}}}, build_xent},

@@ -362,20 +362,20 @@ static int attended(const void *arg, wf_tensor *const *x, wf_tensor **out) {
   if (form == ONE_HEAD || form == EQUAL_HEADS) k = wf_slice(ctx, k, 1, 0, 1), v = wf_slice(ctx, v, 1, 0, 1);
   if (form == EQUAL_HEADS) k = wf_expand(ctx, k, WF_SHAPE(T, H, D)), v = wf_expand(ctx, v, WF_SHAPE(T, H, D));
   if (form < ROWS) {
-    wf_tensor *span = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(1, 4), (int64_t[]){0, T, 0, 0});
+    wf_tensor *span = wf_attend_spans(ctx, 1, &(wf_attend_span){.queries = T, .keys = T});
     out[0] = wf_attend(ctx, x[Q], k, v, span, none, none, NULL, &o);
     return 1;
   }
-  int64_t spans[3][4];
+  wf_attend_span spans[3];
   wf_tensor *y[3];
   for (int i = 0; i < 3; i++) {
     int64_t at = three[i].begin, n = three[i].len;
-    memcpy(spans[i], (int64_t[]){at, n, at, 0}, sizeof spans[i]);
-    wf_tensor *span = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(1, 4), (int64_t[]){0, n, 0, 0});
+    spans[i] = (wf_attend_span){at, n, at, 0, n};
+    wf_tensor *span = wf_attend_spans(ctx, 1, &(wf_attend_span){.queries = n, .keys = n});
     if (form == ROW_BY_ROW)
       y[i] = wf_attend(ctx, part(x[Q], i), part(k, i), part(v, i), span, NULL, NULL, NULL, &o);
   }
-  wf_tensor *span = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(3, 4), spans);
+  wf_tensor *span = wf_attend_spans(ctx, 3, spans);
   out[0] = form == ROWS ? wf_attend(ctx, x[Q], k, v, span, NULL, NULL, NULL, &o) : wf_concat(ctx, 3, y);
   return 1;
 }

@@ -86,7 +86,7 @@ START_TEST(test_attend) {
   watch(tape, &z, cases[_i].sink ? load("attend", "sink", WF_SHAPE(H)) : NULL);
   wf_attend_options o = cases[_i].o;
   o.scale = 1 / sqrt(KD);
-  wf_tensor *span = wf_from_host(ctx, "test", WF_I64, WF_SHAPE(2, 4), (int64_t[]){0, T, 0, 0, T, T, T, 0});
+  wf_tensor *span = wf_attend_spans(ctx, 2, (wf_attend_span[]){{0, T, 0, 0, T}, {T, T, T, 0, T}});
   wf_tape_record(tape);
   wf_tensor *y = wf_attend(ctx, q.x, k.x, v.x, span, a.x, b.x, z.x, &o);
   wf_tape_pause(tape);
