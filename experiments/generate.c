@@ -18,7 +18,7 @@ void wf_decoding_close(wf_decoding *d) {
   *d = (wf_decoding){0};
 }
 
-/* Inside the scope of wf_decoding_feed. */
+/* Inside the scope of feed_piece. */
 static wf_status feed(wf_decoding *d, const wf_rows *rows, const int32_t *ids, double *logits) {
   wf_ctx *c = wf_model_ctx(d->model);
   int64_t n = rows->n_tokens;
@@ -31,7 +31,10 @@ static wf_status feed(wf_decoding *d, const wf_rows *rows, const int32_t *ids, d
   return wf_to_host(y, logits);
 }
 
-wf_status wf_decoding_feed(wf_decoding *d, const int32_t *ids, int64_t n, double *logits) {
+/* A long prompt enters in pieces, so that no more than one's activations are held. */
+enum { PIECE = 4096 };
+
+static wf_status feed_piece(wf_decoding *d, const int32_t *ids, int64_t n, double *logits) {
   wf_ctx *c = wf_model_ctx(d->model);
   int64_t at = d->state->position[0];
   wf_row row = {.len = n, .pos = at, .place = at, .flags = WF_ROW_LEAVES | (at > 0 ? WF_ROW_TAKES : 0)};
@@ -42,6 +45,12 @@ wf_status wf_decoding_feed(wf_decoding *d, const int32_t *ids, int64_t n, double
   wf_scope_close(c, scope);
   wf_rows_free(rows);
   return s;
+}
+
+wf_status wf_decoding_feed(wf_decoding *d, const int32_t *ids, int64_t n, double *logits) {
+  for (int64_t at = 0; at < n; at += PIECE)
+    WF_TRY(feed_piece(d, ids + at, n - at < PIECE ? n - at : PIECE, logits));
+  return WF_OK;
 }
 
 /* ---- text ---- */

@@ -1,8 +1,8 @@
 /* generate: text from a model, token by token through its state.
  *
- * The prompt enters as one row of many tokens, every further token as a row of one, both leaving the state
- * for the next. So a token costs the same at any length for mixers with a fixed state, and no token is
- * computed twice.
+ * The prompt enters as rows of many tokens, every further token as a row of one, each leaving the state for
+ * the next. So a token costs the same at any length for mixers with a fixed state, no token is computed
+ * twice, and a prompt of a million tokens takes no more memory than its state and a piece of it.
  */
 #ifndef WF_EXPERIMENTS_GENERATE_H
 #define WF_EXPERIMENTS_GENERATE_H

@@ -100,11 +100,43 @@ START_TEST(states_of_all_kinds_are_mixed) {
 }
 END_TEST
 
+/* Of a prompt so long that it enters in pieces, the last token sees all, and no piece's memory is kept. */
+START_TEST(a_long_prompt_enters_in_pieces) {
+  enum { LONG = 8192 + 37, IDS = 40 };
+  static int32_t ids[LONG];
+  static double whole[LONG * IDS];
+  double logits[IDS], off = 0, size = 0;
+  int64_t peak[2];
+  tiny t = {0};
+  tiny_open(&t, "{mixer: [{type: gla, heads: 2, conv: true}, {type: attention, window: 5}]}", tiny_attention);
+  for (int i = 0; i < LONG; i++) ids[i] = (i * 7 + i % 11) % 30;
+  for (int k = 0; k < 2; k++) {
+    wf_decoding d;
+    tiny_ok(wf_decoding_open(t.model, LONG, &d));
+    wf_mem_reset_peak();
+    tiny_ok(wf_decoding_feed(&d, ids, k ? LONG : 4096, logits));
+    peak[k] = wf_mem_peak();
+    wf_decoding_close(&d);
+  }
+  ck_assert_msg(peak[1] < peak[0] * 5 / 4, "%lld bytes for one piece, %lld for all", (long long)peak[0],
+                (long long)peak[1]);
+  tiny_forward(&t, ids, LONG, whole);
+  for (int v = 0; v < IDS; v++) {
+    const double want = whole[(LONG - 1) * IDS + v];
+    off += pow(logits[v] - want, 2);
+    size += want * want;
+  }
+  ck_assert_msg(off <= 1e-20 * size, "%g of %g", sqrt(off), sqrt(size));
+  tiny_close(&t);
+}
+END_TEST
+
 static Suite *suite(void) {
   Suite *s = suite_create("decoding");
   TCase *t = tcase_create("decoding");
   tcase_add_loop_test(t, every_mixer_decodes_in_constant_memory, 0, 2);
   tcase_add_test(t, states_of_all_kinds_are_mixed);
+  tcase_add_test(t, a_long_prompt_enters_in_pieces);
   suite_add_tcase(s, t);
   return s;
 }
