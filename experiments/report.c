@@ -1,6 +1,7 @@
 /* Tables for people. */
 #include "experiments/report.h"
 #include "core/memory.h"
+#include "experiments/bench.h"
 #include "experiments/human.h"
 
 #include <string.h>
@@ -63,4 +64,10 @@ void wf_report_profile(FILE *out, const wf_ctx *c) {
   for (int i = 0; i < k; i++)
     fprintf(out, "%s %s %s", i ? "," : "", tags[i].tag, wf_human_bytes((double)tags[i].peak, a));
   fprintf(out, "\n");
+}
+
+void wf_report_memory(FILE *out) {
+  char a[24], b[24];
+  fprintf(out, "peak memory: %s resident, %s by Weft's own count\n",
+          wf_human_bytes(wf_bench_peak_mb() * (1 << 20), a), wf_human_bytes((double)wf_mem_peak(), b));
 }

@@ -19,6 +19,9 @@ void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_e
 /* Time, calls and rates by op, the slowest first. */
 void wf_report_profile(FILE *out, const wf_ctx *c);
 
+/* The most memory that the process has held. */
+void wf_report_memory(FILE *out);
+
 #ifdef __cplusplus
 }
 #endif

@@ -130,6 +130,11 @@ static int64_t sequences(const run *r) { /* in a micro-batch */
   return r->cfg->train.batch_tokens / r->cfg->data.seq_len / r->cfg->train.accumulation;
 }
 
+static int64_t tokens_at_once(const run *r) { /* of a sequence */
+  const int64_t piece = r->cfg->train.stream, all = r->cfg->data.seq_len;
+  return piece > 0 && piece < all ? piece : all;
+}
+
 /* Its slots are of fixed size: wf_config_check_layers has refused others. */
 static wf_status open_carried(run *r) {
   WF_TRY(wf_parallel_lanes(&r->mesh, sequences(r), &r->lanes));
@@ -329,7 +334,7 @@ static wf_status fitting(run *r, wf_status s) {
   if (s != WF_ENOMEM) return s;
   int64_t seq_len = r->cfg->data.seq_len, now = sequences(r), fits = now / 2;
   double had = (double)(wf_mem_peak() - r->before_steps),
-         needs = wf_model_activation_bytes(r->model, r->cfg->train.stream ? r->cfg->train.stream : seq_len);
+         needs = wf_model_activation_bytes(r->model, tokens_at_once(r));
   if (had / needs < (double)fits) fits = (int64_t)(had / needs);
   if (fits >= 1)
     return wf_hint(
@@ -466,7 +471,7 @@ static wf_status train(run *r) {
   if (ranks[0]) fprintf(r->out, "%s\n", ranks);
   int size = wf_comm_size(r->mesh.world);
   wf_report_model(r->out, r->model, r->optimizer, r->ema, r->shards.divided ? size : 1,
-                  (sequences(r) * r->cfg->data.seq_len - 1) / size + 1);
+                  (sequences(r) * tokens_at_once(r) - 1) / size + 1);
   r->began = wf_now();
   r->before_steps = wf_mem_now();
   if (r->o->profile) wf_ctx_profile(r->c, true);
@@ -477,6 +482,7 @@ static wf_status train(run *r) {
   wf_progress_end(&r->progress, r->snap.step, wf_now());
   if (s != WF_OK && s != WF_EINTERRUPTED) return s;
   fprintf(r->out, "waited for data %.2f s; run in %s\n", wf_loader_waited(r->loader), r->cfg->run.dir);
+  wf_report_memory(r->out);
   if (r->o->profile) wf_report_profile(r->out, r->c);
   return s;
 }
