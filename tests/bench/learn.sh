@@ -1,10 +1,11 @@
 #!/bin/sh
 # It learns: every mixer in the same model on the same tokens of one text, as a Markdown table.
 #
-#   tests/bench/learn.sh [MIXER...]           all of `weft layers` by default
+#   tests/bench/learn.sh [MIXER...]           all of `weft layers` by default; MIXER,KEY=VALUE... sets options
 #
 # Environment: WEFT (build/weft), STORE (data-cache/fortunes.h5, which ./setup.sh train makes), STEPS (300), LR (3.0e-3),
-# WIDTH (128), BLOCKS (2), BATCH (4096 tokens), LENGTH (256), THREADS (2), OUT (a temporary folder for the runs).
+# WIDTH (128), BLOCKS (2), BATCH (4096 tokens), LENGTH (256), THREADS (2), OUT (a temporary folder for the runs), LSTM
+# (yes; no leaves its row out).
 #
 # A model is BLOCKS blocks of the mixer, with its defaults but for the options below, and a SwiGLU of 2 WIDTH; AdamW, cosine schedule. Beside them
 # stand the bigram model of the text and a stack of LSTM layers alone, as many as blocks, whose width is chosen so that
@@ -36,6 +37,7 @@ fi
 options_of() {
   case $1 in
   linear_attention) echo ", conv: true" ;;
+  *,*) echo ", ${1#*,}" | sed 's/=/: /g; s/, */, /g' ;;
   esac
 }
 
@@ -106,12 +108,13 @@ echo "| mixer | parameters | validation bits per byte | below the bigram | token
 echo "|---|---|---|---|---|---|"
 sizes=""
 for mixer in "$@"; do
-  train "$mixer" "$width" "mixer: {type: $mixer$(options_of "$mixer")}, mlp: {type: swiglu, width: $((2 * width))}" "\`$mixer\`"
-  sizes="$sizes $(number "$(parameters "$mixer")")"
+  name=$(echo "$mixer" | tr ',=' '--')
+  train "$name" "$width" "mixer: {type: ${mixer%%,*}$(options_of "$mixer")}, mlp: {type: swiglu, width: $((2 * width))}" "\`$mixer\`"
+  sizes="$sizes $(number "$(parameters "$name")")"
 done
 # shellcheck disable=SC2086
 middle=$(printf '%s\n' $sizes | sort -n | awk '{ x[NR] = $1 } END { print x[int((NR + 1) / 2)] }')
-if "$weft" layers lstm > /dev/null 2>&1; then
+if [ "${LSTM:-yes}" = yes ]; then
   w=$(lstm_width "$middle")
   train lstm-alone "$w" "$lstm" "LSTM alone, width $w"
 fi
