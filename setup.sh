@@ -98,23 +98,28 @@ configure() {
     "$@" >"$LOG" 2>&1
 }
 
-# Configure; where libraries are missing install them and configure again.
+# Configure; where libraries are missing install them and configure again. What is found only then may show more that
+# is missing: an OpenBLAS, say, that is another flavour than the one needed.
 prepare_build() {
-  local start=$SECONDS
-  if ! configure "$@"; then
+  local start=$SECONDS installed=" " package packages new
+  until configure "$@"; do
     if [ ! -e $BUILD/missing-packages.txt ]; then
       tail -n 40 "$LOG" >&2
       die "configuring failed" "the whole output is in $LOG; removing the folder $BUILD starts afresh"
     fi
-    local packages
+    new=()
     mapfile -t packages <$BUILD/missing-packages.txt
-    REASON=$(cat $BUILD/missing-libraries.txt) install "${packages[@]}"
-    start=$SECONDS
-    configure "$@" || {
+    for package in "${packages[@]}"; do
+      [[ $installed == *" $package "* ]] || new+=("$package")
+    done
+    if [ ${#new[@]} -eq 0 ]; then
       tail -n 40 "$LOG" >&2
       die "configuring failed after the installation" "the whole output is in $LOG"
-    }
-  fi
+    fi
+    REASON=$(cat $BUILD/missing-libraries.txt) install "${new[@]}"
+    installed+="${new[*]} "
+    start=$SECONDS
+  done
   printf '%-45s %4d s\n' "configuring" $((SECONDS - start))
 }
 

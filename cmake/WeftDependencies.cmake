@@ -7,8 +7,9 @@ if(NOT OpenMP_C_FOUND)
   weft_missing(openmp "gcc (or libomp-dev for clang)" "threads inside kernels" "-fopenmp of ${CMAKE_C_COMPILER}")
 endif()
 
+# Debian has flavours beside each other, and pkg-config knows the one that the system prefers.
 weft_find(openblas HEADER cblas.h LIBRARIES openblas PKG openblas SUFFIXES openblas openblas-openmp
-  PACKAGE libopenblas-openmp-dev PURPOSE "matrix products")
+  EXCEPT "openblas-(pthread|serial)/?$" PACKAGE libopenblas-openmp-dev PURPOSE "matrix products")
 weft_find(hdf5 HEADER hdf5.h LIBRARIES hdf5 hdf5_serial PKG hdf5 SUFFIXES hdf5/openmpi hdf5/serial
   PACKAGE libhdf5-dev PURPOSE "token stores and checkpoints")
 weft_find(yaml HEADER yaml.h LIBRARIES yaml PKG yaml-0.1 PACKAGE libyaml-dev PURPOSE "config files")

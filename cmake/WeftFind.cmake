@@ -36,15 +36,19 @@ function(weft_module_roots out)
 endfunction()
 
 # weft_find(NAME [OPTIONAL] HEADER file [LIBRARIES names...] [ALSO names...] [PKG module] [SUFFIXES folders...]
-#           PACKAGE debian-package PURPOSE text)
+#           [EXCEPT regex] PACKAGE debian-package PURPOSE text)
 # LIBRARIES are alternatives for one library; each of ALSO is linked too where it exists. Without LIBRARIES only the
-# header is needed. Sets WEFT_HAVE_NAME.
+# header is needed. Folders of pkg-config's that match EXCEPT are not looked in. Sets WEFT_HAVE_NAME.
 function(weft_find name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "OPTIONAL" "HEADER;PKG;PACKAGE;PURPOSE" "LIBRARIES;ALSO;SUFFIXES")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "OPTIONAL" "HEADER;PKG;EXCEPT;PACKAGE;PURPOSE" "LIBRARIES;ALSO;SUFFIXES")
   string(TOUPPER ${name} upper)
   weft_module_roots(roots ${upper})
   if(PKG_CONFIG_FOUND AND arg_PKG)
     pkg_check_modules(PC_${upper} QUIET ${arg_PKG})
+    if(arg_EXCEPT)
+      list(FILTER PC_${upper}_INCLUDE_DIRS EXCLUDE REGEX "${arg_EXCEPT}")
+      list(FILTER PC_${upper}_LIBRARY_DIRS EXCLUDE REGEX "${arg_EXCEPT}")
+    endif()
   endif()
   set(include_suffixes include)
   set(library_suffixes lib lib64)

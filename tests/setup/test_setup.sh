@@ -47,4 +47,32 @@ grep -q "^YAML_INCLUDE_DIR:PATH=$work/module/include" "$work/build/CMakeCache.tx
 # A file that is not there is named before anything is done.
 if "$work/weft/setup.sh" train "$work/none.txt" >"$work/out" 2>&1; then fail "trained on nothing"; fi
 grep -qF "cannot read $work/none.txt" "$work/out" || fail "the missing file is not named"
+
+# With an apt, played by scripts: what shows as missing only after an installation is installed too, and what is still
+# missing after it ends the set-up.
+mkdir "$work/play"
+echo 'echo "$*" >>"$PLAY/apt"' >"$work/play/apt-get"
+echo '"$@"' >"$work/play/sudo"
+cat >"$work/play/cmake" <<'CMAKE'
+n=$(cat "$PLAY/n" 2>/dev/null || echo 0)
+echo $((n + 1)) >"$PLAY/n"
+rm -f build/missing-*
+missing=(${MISSING:-})
+[ "$n" -lt ${#missing[@]} ] || exit 0
+echo "${missing[n]}" | tee build/missing-libraries.txt >build/missing-packages.txt
+exit 1
+CMAKE
+for name in apt-get sudo cmake; do
+  sed -i '1i #!/usr/bin/env bash' "$work/play/$name"
+  chmod +x "$work/play/$name"
+done
+rm -rf "$work/weft/build"
+touch "$work/text"
+play() { PLAY=$work/play PATH=$work/play:$PATH MISSING=$1 "$work/weft/setup.sh" train "$work/text" >"$work/out" 2>&1 || true; }
+play "one two"
+[ "$(sed -n 's/.*install .* //p' "$work/play/apt" | xargs)" = "one two" ] || fail "one and two should be installed"
+grep -q "^building" "$work/out" || fail "the set-up did not go on after two installations"
+rm "$work/play/n"
+play "one one"
+grep -q "configuring failed after the installation" "$work/out" || fail "a package that does not help was not the end"
 echo "missing libraries are named, prefixes and modules are used"
