@@ -196,6 +196,8 @@ typedef struct wf_scan_options {
   double scale; /* of q */
   int64_t
       chunk; /* 0: chosen by the kernel; 1: the plain recurrence. Never changes a result beyond rounding */
+  bool ones; /* a column of ones beside the values: the states' last column is n, the sum of the keys, and o's
+                q n (not with beta) */
 } wf_scan_options;
 typedef struct wf_scan_in {
   wf_tensor *q, *k; /* [n, G, K], G divides H: head h reads group floor(h G / H) */
@@ -208,7 +210,7 @@ typedef struct wf_scan_in {
 } wf_scan_in;
 /* Linear recurrence S_t = diag(e^{g_t}) S_{t-1} + w_t k_t^T v_t, o_t = scale q_t S_t (mixers 0 to 2); what is
  * given chooses the kernel. state [lanes, H, K, V] or NULL (all rows fresh) -> o [n, H, V], *state_out
- * [lanes, H, K, V] (may be NULL). State in f32 at least. */
+ * [lanes, H, K, V] (may be NULL); with `ones` V + 1 for V in these and in init. State in f32 at least. */
 wf_tensor *wf_scan(wf_ctx *c, const wf_scan_in *in, wf_tensor *state, const wf_rows *rows,
                    const wf_scan_options *o, wf_tensor **state_out);
 

@@ -38,9 +38,11 @@ static wf_tensor *mlstm(const timed *t, const wf_scan_options *o) {
   wf_ctx *c = t->c;
   wf_tensor *const *x = t->x, *drop, *floor,
                    *m = wf_scan_max(c, x[W], x[G], NULL, NULL, t->rows, &drop, NULL);
-  wf_scan_in in = {.q = x[Q], .k = x[K], .v = wf_append_one(c, x[V])};
+  wf_scan_in in = {.q = x[Q], .k = x[K], .v = x[V]};
+  wf_scan_options with_ones = *o;
+  with_ones.ones = true;
   wf_exp_gates(c, x[G], x[W], m, drop, &in.g, &in.w, &floor);
-  return wf_normalise(c, wf_scan(c, &in, NULL, t->rows, o, NULL), floor, 1e-6);
+  return wf_normalise(c, wf_scan(c, &in, NULL, t->rows, &with_ones, NULL), floor, 1e-6);
 }
 
 /* Mamba's scan: x = V and dt = Q over all channels, A = K [d, N], B = G, C = W. */

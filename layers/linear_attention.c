@@ -95,7 +95,7 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   if (!m) return WF_ENOMEM;
   *self = m;
   *m = (linear_attention){.H = o->heads, .K = K, .V = V, .o = *o, .norm_eps = b->norm_eps};
-  m->scan = (wf_scan_options){.scale = o->normalise ? 1 : 1 / sqrt((double)K)};
+  m->scan = (wf_scan_options){.scale = o->normalise ? 1 : 1 / sqrt((double)K), .ones = o->normalise};
   return declare(b, m);
 }
 
@@ -117,7 +117,6 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   wf_tensor *y[4];
   wf_use_qkv(r, &m->qkv, x, y);
   wf_scan_in in = {.q = mapped(c, m, y[0], 0), .k = mapped(c, m, y[1], 1), .v = y[2]};
-  if (m->o.normalise) in.v = wf_append_one(c, in.v);
   wf_tensor *o = wf_seq_scan(r, m->slot, &in, &m->scan);
   if (m->o.normalise) o = wf_normalise(c, o, NULL, m->o.eps);
   if (m->norm) o = wf_norm(c, WF_NORM_RMS, o, wf_value(m->norm), NULL, m->norm_eps);

@@ -132,7 +132,7 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
   *self = m;
   m->H = o->heads, m->o = *o, m->norm_eps = b->norm_eps;
   WF_TRY(sizes(b, o, m));
-  m->scan = (wf_scan_options){.scale = 1 / sqrt((double)m->K)};
+  m->scan = (wf_scan_options){.scale = 1 / sqrt((double)m->K), .ones = o->gate == EXP};
   WF_TRY(o->form == LARGE ? declare_large(b, m) : declare_block(b, m));
   if (o->gate == EXP) WF_TRY(wf_seq_diag_state(b, "m", m->H, &m->m_slot));
   return wf_seq_scan_state(b, "s", m->H, m->K, o->gate == EXP ? m->V + 1 : m->V, &m->slot);
@@ -152,7 +152,6 @@ static wf_tensor *cell(wf_run *r, const mlstm *m, wf_tensor *const y[3], wf_tens
   }
   wf_tensor *drop, *floor, *most = wf_seq_max(r, m->m_slot, pre[I], forget, NULL, &drop);
   wf_exp_gates(c, forget, pre[I], most, drop, &in.g, &in.w, &floor);
-  in.v = wf_append_one(c, in.v);
   return wf_normalise(c, wf_seq_scan(r, m->slot, &in, &m->scan), floor, 1e-6);
 }
 

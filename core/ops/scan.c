@@ -11,6 +11,7 @@ static wf_status check(const scan_shape *shape, const wf_call *call, wf_desc *st
                   *w = call->in[SCAN_W];
   const wf_tensor *s = call->in[SCAN_STATE], *i = call->in[SCAN_INIT], *table = call->in[SCAN_TABLE];
   char t[3][96];
+  if (a->o.ones && shape->no_ones) return WF_FAIL(WF_EUNSUPPORTED, "%s: a column of ones", op);
   WF_SHAPE_CHECK(q->ndim == 3 && wf_same_shape(q, k) && v->ndim == 3 && v->shape[0] == q->shape[0] &&
                      k->dtype == q->dtype && v->dtype == q->dtype,
                  "%s: q %s, k %s, v %s", op, wf_shape_text(q, t[0]), wf_shape_text(k, t[1]),
@@ -28,7 +29,7 @@ static wf_status check(const scan_shape *shape, const wf_call *call, wf_desc *st
       w ? w->ndim == 2 && w->shape[0] == n && w->shape[1] == heads && w->dtype == q->dtype : !shape->delta;
   WF_SHAPE_CHECK(w_fits, "%s: %s %s for v %s", op, shape->delta ? "beta" : "weights", wf_shape_text(w, t[0]),
                  wf_shape_text(v, t[1]));
-  int64_t size[4] = {a->lanes, heads, q->shape[2], v->shape[2]};
+  int64_t size[4] = {a->lanes, heads, q->shape[2], v->shape[2] + a->o.ones};
   wf_desc_set(state, q->dtype, 4, size);
   bool fits = !s || (s->ndim == 4 && s->dtype == q->dtype),
        begins = !i || (i->ndim == 3 && i->dtype == q->dtype);
@@ -49,6 +50,7 @@ static wf_status check(const scan_shape *shape, const wf_call *call, wf_desc *st
 wf_status wf_scan_infer(const scan_shape *shape, const wf_call *call, wf_desc *out, int *n_out) {
   WF_TRY(check(shape, call, &out[1]));
   wf_desc_like(&out[0], call->in[SCAN_V]);
+  out[0].shape[2] = out[1].shape[3];
   *n_out = ((const scan_attr *)call->attr)->leaves ? 2 : 1;
   return WF_OK;
 }
@@ -96,13 +98,15 @@ void wf_scan_cost(const scan_shape *shape, bool grad, const wf_call *call, doubl
 }
 
 /* 0, 2, 4: takes and leaves lanes in every way, rows longer than the forced chunk; 1: fresh rows, with an
- * initial state, without decays; 3: no token; 4: heads that share q and k; 5: no optional input. */
+ * initial state, without decays; 3: no token; 4: heads that share q and k, and a column of ones where there
+ * can be; 5: no optional input. */
 wf_status wf_scan_sample(const scan_shape *shape, wf_sample *s) {
   static const wf_row row[] = {
       {.begin = 0, .len = 4, .lane = 2, .pos = 4, .place = 4, .flags = 3},
       {.begin = 4, .len = 3, .lane = 0, .flags = WF_ROW_LEAVES},
       {.begin = 7, .len = 1, .lane = 0, .pos = 1, .place = 1, .flags = WF_ROW_TAKES}};
-  bool none = s->index == 3, fresh = s->index == 1 || s->index == 5, bare = s->index == 5;
+  bool none = s->index == 3, ones = s->index == 4 && !shape->no_ones, fresh = s->index == 1 || s->index == 5,
+       bare = s->index == 5;
   wf_row made[3] = {row[0], row[1], row[2]};
   for (int i = 0; i < 3 && fresh; i++) made[i].flags = 0;
   int64_t n = none ? 0 : 8, lanes = 3, h = s->index == 4 ? 4 : 2, groups = 2, k = 3, v = 2,
@@ -115,12 +119,14 @@ wf_status wf_scan_sample(const scan_shape *shape, wf_sample *s) {
   if (shape->needs_g || !fresh)
     s->in[SCAN_G] = wf_sample_range(s, shape->g_dims, (int64_t[]){n, h, k}, low, 0);
   if (shape->delta || s->index % 2 == 0) s->in[SCAN_W] = wf_sample_range(s, WF_SHAPE(n, h), 0.1, 0.9);
-  s->in[SCAN_STATE] = fresh ? NULL : wf_sample_real(s, WF_SHAPE(lanes, h, k, v));
-  s->in[SCAN_INIT] = s->index == 2 || bare ? NULL : wf_sample_real(s, WF_SHAPE(h, k, v));
+  s->in[SCAN_STATE] = fresh ? NULL : wf_sample_real(s, WF_SHAPE(lanes, h, k, v + ones));
+  s->in[SCAN_INIT] = s->index == 2 || bare ? NULL : wf_sample_real(s, WF_SHAPE(h, k, v + ones));
   s->in[SCAN_TABLE] = wf_from_host(s->ctx, "sample", WF_I64, WF_SHAPE(none ? 0 : 3, WF_ROW_COLS), made);
   s->n_in = SCAN_DO;
-  *(scan_attr *)(void *)s->attr = (scan_attr){
-      .o = {.scale = 0.6, .chunk = s->index == 0 ? 3 : s->index == 1}, .lanes = lanes, .leaves = !fresh};
+  *(scan_attr *)(void *)s->attr =
+      (scan_attr){.o = {.scale = 0.6, .chunk = s->index == 0 ? 3 : s->index == 1, .ones = ones},
+                  .lanes = lanes,
+                  .leaves = !fresh};
   return WF_OK;
 }
 
@@ -129,7 +135,8 @@ wf_status wf_scan_grad_sample(const scan_shape *shape, wf_sample *s) {
   scan_attr *a = (scan_attr *)(void *)s->attr;
   a->want = 0;
   for (int i = 0; i < WANTS; i++) a->want |= s->in[i] ? 1 << i : 0;
-  s->in[SCAN_DO] = wf_sample_real(s, 3, s->in[SCAN_V]->shape);
+  const int64_t *v = s->in[SCAN_V]->shape;
+  s->in[SCAN_DO] = wf_sample_real(s, WF_SHAPE(v[0], v[1], v[2] + a->o.ones));
   s->in[SCAN_DSTATE] = a->leaves ? wf_sample_real(s, 4, s->in[SCAN_STATE]->shape) : NULL;
   s->n_in = SCAN_INS;
   return WF_OK;

@@ -88,6 +88,6 @@ WF_SCAN_KERNELS(scan_channel, kind)
 
 #else
 
-WF_SCAN_OP(scan_channel, NULL, NULL, {.g_dims = 3, .needs_g = true})
+WF_SCAN_OP(scan_channel, NULL, NULL, {.g_dims = 3, .needs_g = true, .no_ones = true})
 
 #endif

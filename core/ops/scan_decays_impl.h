@@ -13,6 +13,9 @@
  *     dW = P^T Y + diag(f) K dS';                          dS0 = e^{b_C} dS' + (diag(e) R)^T Y
  *     dg_t = sum_{i >= t > j} (P . Y W^T)_ij + e^{b_C} <S0, dS'>
  *            + sum_{i >= t} e_i <r_i S0, y_i> + sum_{j < t} f_j <k_j dS', w_j>
+ * A column of ones beside W, and n beside S, are read and left by the same products, of vectors: read =
+ * diag(e) R n + P 1, n' = e^{b_C} n + (diag(f) K)^T 1, and backward as above.
+ *
  * Sums of what passes over step t, instead of a difference of two large sums: no digits cancel. (mixers 1)
  */
 #ifndef WF_CORE_OPS_SCAN_DECAYS_IMPL_H
@@ -95,8 +98,30 @@ static void reads_enter(const scan_args *a, const reads *x, const real *s0, real
   for (int64_t i = 0; i < x->m; i++) scale_rows(x->n, a->vpad, x->e, y + i * x->n * a->vpad);
 }
 
+/* The outputs of the column of ones. */
+static inline void reads_ones(const scan_args *a, const scan_chunk *c, const reads *x, const real *s0) {
+  const real *ones = scan_ones(a, s0);
+  for (int64_t t = 0; t < x->n && ones; t++) {
+    const real *p = x->p + t * a->cpad;
+    real sum = 0;
+    WF_PRAGMA(omp simd reduction(+ : sum))
+    for (int64_t j = 0; j <= t; j++) sum += p[j];
+    scan_o(a, c, t)[a->vdim] = sum + x->e[t] * tile_dot(a->kdim, x->r + t * a->kpad, ones);
+  }
+}
+
+/* to [dim] = by to + sum_t f_t x[t]. */
+static inline void pull_rows(int64_t n, int64_t dim, const real *f, int64_t fs, const real *x, int64_t ld,
+                             real by, real *restrict to) {
+  for (int64_t d = 0; d < dim; d++) to[d] *= by;
+  for (int64_t t = 0; t < n; t++)
+    for (int64_t d = 0; d < dim; d++) to[d] += f[t * fs] * x[t * ld + d];
+}
+
 /* S = S', W is lost. */
 static void reads_leave(const scan_args *a, const reads *x, real *s) {
+  real *ones = scan_ones(a, s);
+  if (ones) pull_rows(x->n, a->kdim, x->f, 1, x->k, a->kpad, x->last, ones);
   scale_rows(x->n, a->vpad, x->f, x->w);
   for (int64_t i = 0; i < a->kdim * a->vpad; i++) s[i] *= x->last;
   tile_mm(a->kdim, a->vpad, x->n, x->k, 1, a->kpad, x->w, a->vpad, s, a->vpad, true);
@@ -143,16 +168,23 @@ static pulled reads_grad(const scan_args *a, const grad_out *out, const scan_chu
   pulled z = {take(work, m * n * kp), take(work, n * kp)};
   real *dp = take(work, m * n * cp), *turned = take(work, a->vdim * (kp > cp ? kp : cp));
   double *sum = take_double(work, n), *over = take_double(work, n);
-  double through = (double)x->last * dot(a->kdim * vp, s0, ds), before = 0, after = 0;
+  const real *ones = scan_ones(a, s0), *dread = ones && c->dout ? c->dout + a->vdim : NULL;
+  real *dones = scan_ones(a, ds);
+  double through = dot(a->kdim * vp, s0, ds) + (ones ? dot(a->kdim, ones, dones) : 0), before = 0, after = 0;
+  through *= (double)x->last;
   for (int64_t t = 0; t < n; t++) sum[t] = through;
   tile_transpose(n, a->vdim, x->w, vp, turned, cp, TILE_PAD(n));
   for (int64_t i = 0; i < m; i++) lower_of(a, n, a->vdim, y + i * n * vp, vp, turned, dp + i * n * cp);
+  for (int64_t t = 0; t < n && dread; t++)
+    for (int64_t j = 0; j <= t; j++) dp[t * cp + j] += dread[t * a->dos];
   reads_passing(a, x, dp, over, sum);
   for (int64_t i = 0; i < m; i++) lower_fade(a, n, x->d, x->strict && i == 0, dp + i * n * cp);
 
   /* Through the state that entered, then within the chunk */
   tile_transpose(a->kdim, a->vdim, s0, vp, turned, kp, kp);
   tile_mm(m * n, kp, a->vdim, y, vp, 1, turned, kp, z.dr, kp, false);
+  for (int64_t t = 0; t < n && dread; t++)
+    for (int64_t d = 0; d < a->kdim; d++) z.dr[t * kp + d] += dread[t * a->dos] * ones[d];
   for (int64_t t = n - 1; t >= 0; t--) {
     for (int64_t i = 0; i < m; i++) {
       int64_t at = (i * n + t) * kp;
@@ -168,6 +200,8 @@ static pulled reads_grad(const scan_args *a, const grad_out *out, const scan_chu
   /* Through the state that leaves, then within the chunk */
   tile_transpose(a->kdim, a->vdim, ds, vp, turned, kp, kp);
   tile_mm(n, kp, a->vdim, x->w, vp, 1, turned, kp, z.dk, kp, false);
+  for (int64_t t = 0; t < n && dones; t++)
+    for (int64_t d = 0; d < a->kdim; d++) z.dk[t * kp + d] += dones[d];
   for (int64_t t = 0; t < n; t++) {
     sum[t] += before;
     before += (double)x->f[t] * dot(a->kdim, x->k + t * kp, z.dk + t * kp);
@@ -178,6 +212,7 @@ static pulled reads_grad(const scan_args *a, const grad_out *out, const scan_chu
 
   for (int64_t i = 0; i < a->kdim * vp; i++) ds[i] *= x->last;
   for (int64_t i = 0; i < m; i++) scale_rows(n, kp, x->e, x->r + i * n * kp);
+  if (dones) pull_rows(dread ? n : 0, a->kdim, dread, a->dos, x->r, kp, x->last, dones);
   tile_mm(a->kdim, vp, m * n, x->r, 1, kp, y, vp, ds, vp, true);
   return z;
 }

@@ -119,6 +119,6 @@ WF_SCAN_KERNELS(scan_delta, kind)
 
 #else
 
-WF_SCAN_OP(scan_delta, NULL, NULL, {.g_dims = 2, .delta = true})
+WF_SCAN_OP(scan_delta, NULL, NULL, {.g_dims = 2, .delta = true, .no_ones = true})
 
 #endif

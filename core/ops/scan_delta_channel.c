@@ -118,6 +118,6 @@ WF_SCAN_KERNELS(scan_delta_channel, kind)
 
 #else
 
-WF_SCAN_OP(scan_delta_channel, NULL, NULL, {.g_dims = 3, .needs_g = true, .delta = true})
+WF_SCAN_OP(scan_delta_channel, NULL, NULL, {.g_dims = 3, .needs_g = true, .delta = true, .no_ones = true})
 
 #endif

@@ -38,8 +38,10 @@ typedef struct scan_args {
   const real *q, *k, *v, *g, *w, *state, *init, *dout, *dstate; /* g, w, state, init, dout, dstate: or NULL */
   int64_t qs, qh, ks, kh, vs, vh, gs, gh, ws, dos, doh;         /* strides of tokens and heads */
   const wf_row *row;
-  real *o, *left;                                               /* of the forward */
-  int64_t rows, n, heads, groups, kdim, vdim, kpad, vpad, size; /* size: of a state [kdim, vdim] */
+  real *o, *left; /* of the forward */
+  int64_t rows, n, heads, groups, kdim, vdim, kpad, vpad;
+  int64_t odim, size, held; /* odim: vdim, and 1 for a column of ones; reals of a state [kdim, odim]; of one
+                               in work space, [kdim, vpad] and then the column of ones' [kdim] */
   int64_t longest, chunk, cpad;
   real scale;
 } scan_args;
@@ -52,7 +54,7 @@ typedef struct scan_chunk {
 } scan_chunk;
 
 /* What a member of the family does with a chunk. `work` is thread-local space that each function carves with
- * take(); states are [kdim, vpad] with zeros in the padding. */
+ * take(); states are [kdim, vpad] with zeros in the padding, followed by scan_ones. */
 typedef struct scan_kind {
   int64_t chunk;   /* tokens of a chunk where the caller does not say */
   int64_t shorter; /* rows of fewer tokens run by `tokens` */
@@ -89,7 +91,9 @@ static wf_status scan_read(const wf_call *call, const scan_kind *kind, scan_args
   a->rows = call->in[SCAN_TABLE]->shape[0];
   a->n = q->shape[0], a->heads = v->shape[1], a->groups = q->shape[1], a->kdim = q->shape[2],
   a->vdim = v->shape[2];
-  a->kpad = TILE_PAD(a->kdim), a->vpad = TILE_PAD(a->vdim), a->size = a->kdim * a->vdim;
+  a->kpad = TILE_PAD(a->kdim), a->vpad = TILE_PAD(a->vdim);
+  a->odim = a->vdim + at->o.ones, a->size = a->kdim * a->odim;
+  a->held = a->kdim * a->vpad + (at->o.ones ? a->kpad : 0);
   a->scale = (real)at->o.scale;
   WF_TRY(wf_rows_read(call->op->name, call->in[SCAN_TABLE], a->n, at->lanes, &a->row));
   for (int64_t r = 0; r < a->rows; r++)
@@ -125,7 +129,7 @@ static inline real scan_log(real g) {
 
 /* Where the outputs of token t of a chunk go. */
 static inline real *scan_o(const scan_args *a, const scan_chunk *c, int64_t t) {
-  return a->o + ((c->token + t) * a->heads + c->h) * a->vdim;
+  return a->o + ((c->token + t) * a->heads + c->h) * a->odim;
 }
 
 /* dst [n, ld] = row factor times src; the padding is zero. */
@@ -186,7 +190,26 @@ static inline void scan_store_keys(const scan_args *a, const grad_out *out, cons
   store(&out[WANT_K], c->token, c->group, c->n, a->kdim, y, a->kpad, 1);
 }
 
-/* The state a row starts from, into S [kdim, vpad]. */
+/* A state's column of ones [kdim], the sum of the keys, or NULL. */
+static inline real *scan_ones(const scan_args *a, const real *s) {
+  return a->odim > a->vdim ? (real *)s + a->kdim * a->vpad : NULL;
+}
+
+/* A state [kdim, odim] into work space, and out of it. */
+static void scan_pack(const scan_args *a, const real *from, real *s) {
+  real *ones = scan_ones(a, s);
+  tile_pack(a->kdim, a->vdim, from, a->odim, s, a->vpad);
+  for (int64_t d = 0; d < a->kdim && ones; d++) ones[d] = from[d * a->odim + a->vdim];
+}
+static void scan_unpack(const scan_args *a, const real *s, bool add, real *to) {
+  const real *ones = scan_ones(a, s);
+  for (int64_t d = 0; d < a->kdim; d++, to += a->odim) {
+    for (int64_t i = 0; i < a->vdim; i++) to[i] = s[d * a->vpad + i] + (add ? to[i] : 0);
+    if (ones) to[a->vdim] = ones[d] + (add ? to[a->vdim] : 0);
+  }
+}
+
+/* The state a row starts from, into S. */
 static void scan_enter(const scan_args *a, const wf_row *r, int64_t h, real *s) {
   const real *from = NULL;
   if (wf_row_takes(r))
@@ -194,9 +217,9 @@ static void scan_enter(const scan_args *a, const wf_row *r, int64_t h, real *s) 
   else if (a->init)
     from = a->init + h * a->size;
   if (from)
-    tile_pack(a->kdim, a->vdim, from, a->vdim, s, a->vpad);
+    scan_pack(a, from, s);
   else
-    memset(s, 0, (size_t)(a->kdim * a->vpad) * sizeof *s);
+    memset(s, 0, (size_t)a->held * sizeof *s);
 }
 
 static int64_t scan_cost(const scan_args *a) { /* element operations of a row and head, nearly */
@@ -216,7 +239,7 @@ static inline char *scan_mine(void *work, size_t each, int threads) {
 
 static void scan_row(const scan_args *a, const scan_kind *kind, const wf_row *r, int64_t h, bool by_token,
                      char *work) {
-  real *s = take(&work, a->kdim * a->vpad);
+  real *s = take(&work, a->held);
   scan_enter(a, r, h, s);
   if (by_token) {
     scan_chunk c = scan_open(a, r, h, 0, r->len);
@@ -227,10 +250,7 @@ static void scan_row(const scan_args *a, const scan_kind *kind, const wf_row *r,
       kind->forward(a, &c, s, work);
     }
   }
-  if (a->left && wf_row_leaves(r))
-    for (int64_t d = 0; d < a->kdim; d++)
-      memcpy(a->left + (r->lane * a->heads + h) * a->size + d * a->vdim, s + d * a->vpad,
-             (size_t)a->vdim * sizeof *s);
+  if (a->left && wf_row_leaves(r)) scan_unpack(a, s, false, a->left + (r->lane * a->heads + h) * a->size);
 }
 
 static wf_status scan_forward(const wf_call *call, const scan_kind *kind) {
@@ -245,7 +265,7 @@ static wf_status scan_forward(const wf_call *call, const scan_kind *kind) {
   wf_device *dev = wf_ctx_device(call->ctx);
   int64_t tasks = a.rows * a.heads, shorter = a.size < kind->smaller ? INT64_MAX : kind->shorter;
   int threads = wf_threads_for(tasks, scan_cost(&a));
-  size_t each = ((size_t)(a.kdim * a.vpad + kind->forward_space(&a)) * sizeof(real) + 127) / 64 * 64;
+  size_t each = ((size_t)(a.held + kind->forward_space(&a)) * sizeof(real) + 127) / 64 * 64;
   void *work;
   WF_TRY(wf_device_alloc(dev, "scan", each * (size_t)threads, &work));
   WF_PRAGMA(omp parallel num_threads(threads) if (threads > 1)) {
@@ -272,13 +292,13 @@ typedef struct scan_held {
 static int64_t scan_segment(const scan_args *a) {
   enum { HELD = 32 << 20 }; /* bytes a thread */
   int64_t chunks = (a->longest + a->chunk - 1) / a->chunk, m = 1;
-  if (chunks * a->kdim * a->vpad * (int64_t)sizeof(real) <= HELD) return chunks ? chunks : 1;
+  if (chunks * a->held * (int64_t)sizeof(real) <= HELD) return chunks ? chunks : 1;
   while (m * m < chunks) m++;
   return m;
 }
 
 static void scan_carve(const scan_args *a, char *at, scan_held *w) {
-  int64_t state = a->kdim * a->vpad, chunks = (a->longest + a->chunk - 1) / a->chunk, m = scan_segment(a);
+  int64_t state = a->held, chunks = (a->longest + a->chunk - 1) / a->chunk, m = scan_segment(a);
   w->starts = take(&at, (chunks + m - 1) / m * state);
   w->states = take(&at, m * state);
   w->s = take(&at, state);
@@ -289,7 +309,7 @@ static void scan_carve(const scan_args *a, char *at, scan_held *w) {
 /* One row and head; leaves the gradient of the state it started from in w->ds. */
 static void scan_row_grad(const scan_args *a, const scan_kind *kind, const grad_out *out, const wf_row *r,
                           int64_t h, const scan_held *w) {
-  int64_t state = a->kdim * a->vpad, chunks = (r->len + a->chunk - 1) / a->chunk, m = scan_segment(a);
+  int64_t state = a->held, chunks = (r->len + a->chunk - 1) / a->chunk, m = scan_segment(a);
   int64_t segments = (chunks + m - 1) / m;
   scan_enter(a, r, h, w->s);
   for (int64_t g = 0; g < segments; g++) {
@@ -300,7 +320,7 @@ static void scan_row_grad(const scan_args *a, const scan_kind *kind, const grad_
     }
   }
   if (a->dstate && wf_row_leaves(r))
-    tile_pack(a->kdim, a->vdim, a->dstate + (r->lane * a->heads + h) * a->size, a->vdim, w->ds, a->vpad);
+    scan_pack(a, a->dstate + (r->lane * a->heads + h) * a->size, w->ds);
   else
     memset(w->ds, 0, (size_t)state * sizeof(real));
   for (int64_t g = segments - 1; g >= 0; g--) {
@@ -365,8 +385,7 @@ static void scan_task(const scan_args *a, const scan_kind *kind, const grad_out 
       real *to = init;
       if (wf_row_takes(row))
         to = out[WANT_STATE].p ? out[WANT_STATE].p + (row->lane * a->heads + h) * a->size : NULL;
-      for (int64_t k = 0; k < a->kdim && to; k++)
-        for (int64_t c = 0; c < a->vdim; c++) to[k * a->vdim + c] += w->ds[k * a->vpad + c];
+      if (to) scan_unpack(a, w->ds, true, to);
     }
   }
 }
@@ -457,6 +476,7 @@ typedef struct scan_shape {
   bool needs_g; /* they must be given */
   bool delta;   /* w is beta of the delta rule and must be given; otherwise it weighs the writes and may be
                    absent */
+  bool no_ones; /* no kernel for a column of ones */
 } scan_shape;
 
 wf_status wf_scan_infer(const scan_shape *shape, const wf_call *call, wf_desc *out, int *n_out);

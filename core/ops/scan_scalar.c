@@ -11,10 +11,15 @@
 
 static void tokens(const scan_args *a, const scan_chunk *c, real *s, char *work) {
   (void)work;
+  real *ones = scan_ones(a, s);
   for (int64_t t = 0; t < c->n; t++) {
     const real *q = c->q + t * a->qs, *k = c->k + t * a->ks, *v = c->v + t * a->vs;
     real *restrict o = scan_o(a, c, t), keep = c->g ? r_exp(c->g[t * a->gs]) : 1, w = scan_weight(a, c, t);
-    memset(o, 0, (size_t)a->vdim * sizeof *o);
+    memset(o, 0, (size_t)a->odim * sizeof *o);
+    for (int64_t d = 0; d < a->kdim && ones; d++) {
+      ones[d] = keep * ones[d] + w * k[d];
+      o[a->vdim] += a->scale * q[d] * ones[d];
+    }
     for (int64_t d = 0; d < a->kdim; d++) {
       real *restrict row = s + d * a->vpad, kd = w * k[d], qd = a->scale * q[d];
       for (int64_t i = 0; i < a->vdim; i++) {
@@ -50,6 +55,7 @@ static int64_t forward_space(const scan_args *a) {
 static void forward(const scan_args *a, const scan_chunk *c, real *s, char *work) {
   reads x = chunk_of(a, c, true, &work);
   real *o = take(&work, c->n * a->vpad);
+  reads_ones(a, c, &x, s);
   reads_enter(a, &x, s, o);
   lower_times(a, c->n, x.p, x.w, a->vpad, o);
   for (int64_t t = 0; t < c->n; t++) memcpy(scan_o(a, c, t), o + t * a->vpad, (size_t)a->vdim * sizeof *o);

@@ -14,7 +14,8 @@ template <class real> struct scan_args {
   const real *q, *k, *v, *g, *w, *state, *init, *dout, *dstate;
   int64_t qs, qh, ks, kh, vs, vh, gs, ws, dos, doh; /* strides of tokens and heads (of q, k: groups) */
   const wf_row *row;
-  int64_t rows, heads, groups, kdim, vdim, size; /* size: of a state [kdim, vdim] */
+  int64_t rows, heads, groups, kdim, vdim, size; /* vdim: of the outputs; size: of a state [kdim, vdim] */
+  int64_t ones;                                  /* the column of ones, or vdim */
   int64_t lanes;
   double scale;
 
@@ -22,6 +23,9 @@ template <class real> struct scan_args {
   __device__ double weight(int64_t t, int64_t h) const { return w ? (double)w[t * ws + h] : 1.0; }
   __device__ const real *query(int64_t t, int64_t h) const { return q + t * qs + h * groups / heads * qh; }
   __device__ const real *key(int64_t t, int64_t h) const { return k + t * ks + h * groups / heads * kh; }
+  __device__ double value(int64_t t, int64_t h, int64_t j) const {
+    return j < ones ? (double)v[t * vs + h * vh + j] : 1.0;
+  }
   /* Element e of the state in which row r starts. */
   __device__ double enter(int64_t r, int64_t h, int64_t e) const {
     if (row[r].flags & WF_ROW_TAKES) return state ? (double)state[(row[r].lane * heads + h) * size + e] : 0.0;
@@ -51,7 +55,8 @@ template <class real> static wf_status scan_read(const wf_call *call, scan_args<
   a->doh = a->dout ? call->in[SCAN_DO]->stride[1] : 0;
   a->row = wf_cuda_in<wf_row>(call, SCAN_TABLE);
   a->rows = call->in[SCAN_TABLE]->shape[0];
-  a->heads = v->shape[1], a->groups = q->shape[1], a->kdim = q->shape[2], a->vdim = v->shape[2];
+  a->heads = v->shape[1], a->groups = q->shape[1], a->kdim = q->shape[2], a->ones = v->shape[2];
+  a->vdim = a->ones + at->o.ones;
   a->size = a->kdim * a->vdim;
   a->lanes = at->lanes;
   a->scale = at->o.scale;
@@ -71,7 +76,7 @@ WF_CUDA_KERNEL(scan_scalar) {
     for (int64_t i = 0; i < a.kdim; i++) s[i * a.vdim] = a.enter(r, h, i * a.vdim + j);
     for (int64_t t = a.row[r].begin; t < a.row[r].begin + a.row[r].len; t++) {
       const real *q = a.query(t, h), *k = a.key(t, h);
-      const double e = a.decay(t, h), v = a.weight(t, h) * (double)a.v[t * a.vs + h * a.vh + j];
+      const double e = a.decay(t, h), v = a.weight(t, h) * a.value(t, h, j);
       double sum = 0;
       for (int64_t i = 0; i < a.kdim; i++) {
         const double next = e * s[i * a.vdim] + (double)k[i] * v;
@@ -143,7 +148,7 @@ WF_CUDA_KERNEL(scan_scalar_grad) {
           sum += (double)k[i] * here;
           s[i * a.vdim] = e * here; /* of the state before */
         }
-        dv.put(t, h, j, a.weight(t, h) * sum);
+        if (j < a.ones) dv.put(t, h, j, a.weight(t, h) * sum);
       }
     }));
 
@@ -157,7 +162,7 @@ WF_CUDA_KERNEL(scan_scalar_grad) {
       const double e = a.decay(t, h), k = a.weight(t, h) * (double)a.key(t, h)[i];
       double sum = 0;
       for (int64_t j = 0; j < a.vdim; j++) {
-        s[j] = e * s[j] + k * (double)a.v[t * a.vs + h * a.vh + j];
+        s[j] = e * s[j] + k * a.value(t, h, j);
         if (a.dout) sum += (double)a.dout[t * a.dos + h * a.doh + j] * s[j];
       }
       hq[(t * a.heads + h) * a.kdim + i] = a.scale * sum;
@@ -168,7 +173,7 @@ WF_CUDA_KERNEL(scan_scalar_grad) {
       double sum = 0;
       for (int64_t j = 0; j < a.vdim; j++) {
         const double here = d[j] + (a.dout ? q * (double)a.dout[t * a.dos + h * a.doh + j] : 0.0);
-        sum += (double)a.v[t * a.vs + h * a.vh + j] * here;
+        sum += a.value(t, h, j) * here;
         d[j] = e * here; /* of the state before */
       }
       hk[(t * a.heads + h) * a.kdim + i] = sum;

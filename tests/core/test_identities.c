@@ -323,10 +323,10 @@ static int stabilised(const void *arg, wf_tensor *const *x, wf_tensor **out) {
   wf_tensor *i = wf_affine(ctx, x[EXP_I], 4, 0), *f = wf_logsigmoid(ctx, x[EXP_F]);
   wf_tensor *drop, *floor, *last,
       *m = wf_scan_max(ctx, i, f, filled(*start, WF_SHAPE(LANES, H)), NULL, all, &drop, &last);
-  wf_scan_in in = {.q = x[Q], .k = x[KEY], .v = wf_append_one(ctx, x[V])};
+  wf_scan_in in = {.q = x[Q], .k = x[KEY], .v = x[V]};
   wf_exp_gates(ctx, f, i, m, drop, &in.g, &in.w, &floor);
   wf_tensor *o = wf_scan(ctx, &in, wf_affine(ctx, x[STATE], exp(-*start), 0), all,
-                         &(wf_scan_options){.scale = 0.4}, &out[1]);
+                         &(wf_scan_options){.scale = 0.4, .ones = true}, &out[1]);
   out[0] = wf_normalise(ctx, o, floor, 0);
   out[1] = wf_mul(ctx, out[1], wf_exp(ctx, wf_reshape(ctx, last, WF_SHAPE(LANES, H, 1, 1))));
   return 2;

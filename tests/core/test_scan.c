@@ -12,12 +12,14 @@ typedef struct member {
   const char *name;
   int decay;
   write write;
+  bool ones; /* a column of ones beside the values: the last of V */
 } member;
 static const member members[] = {
-    {"no decay", 0, ADDITIVE},          {"scalar", 2, ADDITIVE},
-    {"scalar, weighted", 2, WEIGHTED},  {"channel", 3, ADDITIVE},
-    {"channel, weighted", 3, WEIGHTED}, {"delta", 0, DELTA},
-    {"gated delta", 2, DELTA},          {"channel delta", 3, DELTA},
+    {"no decay", 0, ADDITIVE, false},          {"scalar", 2, ADDITIVE, false},
+    {"scalar, weighted", 2, WEIGHTED, false},  {"channel", 3, ADDITIVE, false},
+    {"channel, weighted", 3, WEIGHTED, false}, {"delta", 0, DELTA, false},
+    {"no decay, ones", 0, ADDITIVE, true},     {"scalar, weighted, ones", 2, WEIGHTED, true},
+    {"gated delta", 2, DELTA, false},          {"channel delta", 3, DELTA, false},
 };
 enum { MEMBERS = sizeof members / sizeof *members };
 
@@ -133,11 +135,13 @@ static expected by_tokens(problem *p) {
     for (int64_t d = 0; d < p->k; d++) sum += k[d] * k[d];
     for (int64_t d = 0; d < p->k; d++) k[d] = (double)(float)(k[d] / sqrt(sum));
   }
+  for (int64_t i = 0; i < nh && p->m->ones; i++) x.in[V][(i + 1) * p->v - 1] = 1;
   x.o = doubles(nh * p->v), x.dout = numbers(nh * p->v, "do");
   x.left = doubles(p->lanes * size), x.dleft = numbers(p->lanes * size, "dleft");
   if (p->state) pass_lanes(p->rows, p->row, p->lanes, size, x.in[STATE], x.dleft, x.left, x.grad[STATE]);
   for (int64_t r = 0; r < p->rows; r++)
     for (int64_t h = 0; h < p->heads; h++) one_row(p, &x, &p->row[r], h);
+  for (int64_t i = 0; i < nh && p->m->ones; i++) x.grad[V][(i + 1) * p->v - 1] = 0; /* a constant */
   x.gate = sqrt(x.gate);
   return x;
 }
@@ -164,6 +168,7 @@ static wf_tensor *input(const problem *p, const expected *e, wf_dtype dtype, int
 
 static wf_scan_in given(const problem *p, wf_tensor *const *x) {
   wf_scan_in in = {.q = x[Q], .k = x[K], .v = x[V], .g = x[G], .init = x[INIT]};
+  if (p->m->ones) in.v = wf_slice(ctx, in.v, 2, 0, p->v - 1);
   *(p->m->write == DELTA ? &in.beta : &in.w) = x[W];
   return in;
 }
@@ -171,8 +176,8 @@ static wf_scan_in given(const problem *p, wf_tensor *const *x) {
 static void apply(const void *arg, wf_tensor *const *in, const wf_rows *rows, wf_tensor *out[2]) {
   const problem *p = arg;
   wf_scan_in all = given(p, in);
-  out[0] =
-      wf_scan(ctx, &all, in[STATE], rows, &(wf_scan_options){.scale = scale, .chunk = p->chunk}, &out[1]);
+  out[0] = wf_scan(ctx, &all, in[STATE], rows,
+                   &(wf_scan_options){.scale = scale, .chunk = p->chunk, .ones = p->m->ones}, &out[1]);
 }
 static const seq_op op = {apply, INPUTS, STATE, 1 << Q | 1 << K | 1 << V | 1 << G | 1 << W};
 
@@ -376,7 +381,7 @@ START_TEST(test_causal_bitwise) {
   expected e = by_tokens(&p);
   wf_rows *rows;
   ok(wf_rows_create(ctx, 1, p.row, 1, &rows));
-  wf_scan_options o = {.scale = scale};
+  wf_scan_options o = {.scale = scale, .ones = p.m->ones};
   for (int64_t t = 1; t < T; t += 21) {
     wf_tensor *y[2];
     for (int k = 0; k < 2; k++) {
@@ -441,6 +446,13 @@ START_TEST(test_errors) {
   in.v = q, o.chunk = -1;
   wf_scan(ctx, &in, state, rows, &o, &left);
   ck_assert_int_eq(wf_ctx_check(ctx), WF_EINVAL);
+  o = (wf_scan_options){.scale = 1,
+                        .ones = true}; /* the state lacks the column; no normaliser of a delta rule */
+  wf_scan(ctx, &in, state, rows, &o, &left);
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_ESHAPE);
+  in.beta = g;
+  wf_scan(ctx, &in, state, rows, &o, &left);
+  ck_assert_int_eq(wf_ctx_check(ctx), WF_EUNSUPPORTED);
   wf_rows_free(rows);
   close_cpu();
 }
