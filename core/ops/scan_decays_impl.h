@@ -81,11 +81,11 @@ static reads reads_open(const scan_args *a, const scan_chunk *c, int64_t m, bool
   return x;
 }
 
-/* P, from R and K. */
-static void reads_weigh(const scan_args *a, const reads *x, char *work) {
+/* P of the readers from set `first` on, from R and K. */
+static void reads_weigh(const scan_args *a, const reads *x, int64_t first, char *work) {
   real *kt = take(&work, a->kdim * a->cpad);
   tile_transpose(x->n, a->kdim, x->k, a->kpad, kt, a->cpad, TILE_PAD(x->n));
-  for (int64_t i = 0; i < x->m; i++) {
+  for (int64_t i = first; i < x->m; i++) {
     real *p = x->p + i * x->n * a->cpad;
     lower_of(a, x->n, a->kdim, x->r + i * x->n * a->kpad, a->kpad, kt, p);
     lower_fade(a, x->n, x->d, x->strict && i == 0, p);
@@ -170,14 +170,15 @@ static pulled reads_grad(const scan_args *a, const grad_out *out, const scan_chu
   double *sum = take_double(work, n), *over = take_double(work, n);
   const real *ones = scan_ones(a, s0), *dread = ones && c->dout ? c->dout + a->vdim : NULL;
   real *dones = scan_ones(a, ds);
-  double through = dot(a->kdim * vp, s0, ds) + (ones ? dot(a->kdim, ones, dones) : 0), before = 0, after = 0;
-  through *= (double)x->last;
+  const bool gates = out[WANT_G].p;
+  double through = 0, before = 0, after = 0;
+  if (gates) through = (double)x->last * (dot(a->kdim * vp, s0, ds) + (ones ? dot(a->kdim, ones, dones) : 0));
   for (int64_t t = 0; t < n; t++) sum[t] = through;
   tile_transpose(n, a->vdim, x->w, vp, turned, cp, TILE_PAD(n));
   for (int64_t i = 0; i < m; i++) lower_of(a, n, a->vdim, y + i * n * vp, vp, turned, dp + i * n * cp);
   for (int64_t t = 0; t < n && dread; t++)
     for (int64_t j = 0; j <= t; j++) dp[t * cp + j] += dread[t * a->dos];
-  reads_passing(a, x, dp, over, sum);
+  if (gates) reads_passing(a, x, dp, over, sum);
   for (int64_t i = 0; i < m; i++) lower_fade(a, n, x->d, x->strict && i == 0, dp + i * n * cp);
 
   /* Through the state that entered, then within the chunk */
@@ -185,7 +186,7 @@ static pulled reads_grad(const scan_args *a, const grad_out *out, const scan_chu
   tile_mm(m * n, kp, a->vdim, y, vp, 1, turned, kp, z.dr, kp, false);
   for (int64_t t = 0; t < n && dread; t++)
     for (int64_t d = 0; d < a->kdim; d++) z.dr[t * kp + d] += dread[t * a->dos] * ones[d];
-  for (int64_t t = n - 1; t >= 0; t--) {
+  for (int64_t t = n - 1; t >= 0 && gates; t--) {
     for (int64_t i = 0; i < m; i++) {
       int64_t at = (i * n + t) * kp;
       after += (double)x->e[t] * dot(a->kdim, x->r + at, z.dr + at);
@@ -202,7 +203,7 @@ static pulled reads_grad(const scan_args *a, const grad_out *out, const scan_chu
   tile_mm(n, kp, a->vdim, x->w, vp, 1, turned, kp, z.dk, kp, false);
   for (int64_t t = 0; t < n && dones; t++)
     for (int64_t d = 0; d < a->kdim; d++) z.dk[t * kp + d] += dones[d];
-  for (int64_t t = 0; t < n; t++) {
+  for (int64_t t = 0; t < n && gates; t++) {
     sum[t] += before;
     before += (double)x->f[t] * dot(a->kdim, x->k + t * kp, z.dk + t * kp);
   }

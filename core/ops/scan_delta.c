@@ -48,15 +48,21 @@ static int64_t solved_space(const scan_args *a, int64_t m) {
   return reads_space(a, m) + m * c * a->vpad + c * SOLVE + weigh + 3 * TAKE_SLACK;
 }
 
-/* W and E; m: 1 or, with queries, 2. */
+/* P of the readers from set `first` on; m: 1 or, with queries, 2. */
+static reads chunk_of(const scan_args *a, const scan_chunk *c, int64_t first, int64_t m, char **work) {
+  reads x = reads_open(a, c, m, true, true, work);
+  tile_pack(c->n, a->kdim, c->k, a->ks, x.k, a->kpad);
+  if (m > 1) pack_scaled(c->n, a->kdim, c->q, a->qs, NULL, a->scale, x.r + c->n * a->kpad, a->kpad);
+  reads_weigh(a, &x, first, *work);
+  return x;
+}
+
+/* W and E. */
 static solved solve(const scan_args *a, const scan_chunk *c, const real *s0, int64_t m, char **work) {
   int64_t n = c->n, vp = a->vpad;
-  solved y = {.x = reads_open(a, c, m, true, true, work)};
+  solved y = {.x = chunk_of(a, c, 0, m, work)};
   reads *x = &y.x;
   y.eo = take(work, m * n * vp), y.inverse = take(work, n * SOLVE);
-  tile_pack(n, a->kdim, c->k, a->ks, x->k, a->kpad);
-  if (m > 1) pack_scaled(n, a->kdim, c->q, a->qs, NULL, a->scale, x->r + n * a->kpad, a->kpad);
-  reads_weigh(a, x, *work);
   reads_enter(a, x, s0, y.eo);
   for (int64_t t = 0; t < n; t++)
     for (int64_t i = 0; i < a->vdim; i++) y.eo[t * vp + i] -= c->v[t * a->vs + i];
@@ -65,8 +71,9 @@ static solved solve(const scan_args *a, const scan_chunk *c, const real *s0, int
   return y;
 }
 
-static void advance(const scan_args *a, const scan_chunk *c, real *s, char *work) {
+static void advance(const scan_args *a, const scan_chunk *c, real *s, real *kept, char *work) {
   solved y = solve(a, c, s, 1, &work);
+  if (kept) solve_keep(a, c->n, y.x.w, y.eo, y.inverse, y.x.p, kept);
   reads_leave(a, &y.x, s);
 }
 
@@ -88,19 +95,22 @@ static int64_t grad_space(const scan_args *a) {
   return solved_space(a, 2) + reads_grad_space(a, 2) + 3 * c * a->vpad + 2 * c + 4 * TAKE_SLACK;
 }
 
-static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0, real *ds,
-                 char *work) {
+static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0,
+                 const real *kept, real *ds, char *work) {
   int64_t n = c->n, kp = a->kpad, vp = a->vpad;
-  solved y = solve(a, c, s0, 2, &work);
+  reads x = chunk_of(a, c, 1, 2, &work);
+  const real *e = kept + n * vp, *inverse = e + n * vp;
+  memcpy(x.w, kept, (size_t)(n * vp) * sizeof *kept);
+  memcpy(x.p, inverse + n * SOLVE, (size_t)(n * a->cpad) * sizeof *kept);
   real *de = take(&work, 2 * n * vp), *dout = de + n * vp, *dw = take(&work, n * vp);
   double *dbeta = take_double(&work, n);
   pack_dout(a, c, dout);
-  reads_written(a, &y.x, dout, ds, dw);
-  solve_errors(a, n, y.x.p, y.inverse, dw, de);
+  reads_written(a, &x, dout, ds, dw);
+  solve_errors(a, n, x.p, inverse, dw, de);
   store(&out[WANT_V], c->token, c->h, n, a->vdim, de, vp, -1);
-  for (int64_t t = 0; t < n; t++) dbeta[t] = -dot(a->vdim, dw + t * vp, y.eo + t * vp);
+  for (int64_t t = 0; t < n; t++) dbeta[t] = -dot(a->vdim, dw + t * vp, e + t * vp);
   store_scalar(&out[WANT_W], c->token, c->h, n, dbeta);
-  pulled d = reads_grad(a, out, c, &y.x, de, s0, ds, &work);
+  pulled d = reads_grad(a, out, c, &x, de, s0, ds, &work);
   for (int64_t i = 0; i < n * kp; i++) d.dk[i] += d.dr[i];
   store(&out[WANT_K], c->token, c->group, n, a->kdim, d.dk, kp, 1);
   store(&out[WANT_Q], c->token, c->group, n, a->kdim, d.dr + n * kp, kp, a->scale);
@@ -113,7 +123,8 @@ static const scan_kind kind = {.chunk = 32,
                                .tokens = tokens,
                                .forward = forward,
                                .advance = advance,
-                               .grad = grad};
+                               .grad = grad,
+                               .kept = solve_kept};
 
 WF_SCAN_KERNELS(scan_delta, kind)
 

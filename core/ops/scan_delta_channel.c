@@ -48,14 +48,13 @@ static int64_t solved_space(const scan_args *a, int64_t m) {
   return reads_space(a, m) + m * c * (a->vpad + a->kpad) + c * SOLVE + 3 * TAKE_SLACK;
 }
 
-/* W and E; `queries` read too, `outputs`: and S0. */
-static solved solve(const scan_args *a, const scan_chunk *c, const real *s0, bool queries, bool outputs,
-                    char **work) {
-  int64_t n = c->n, vp = a->vpad, m = 1 + (int64_t)outputs;
+/* W and E; `queries`: they read too. */
+static solved solve(const scan_args *a, const scan_chunk *c, const real *s0, bool queries, char **work) {
+  int64_t n = c->n, vp = a->vpad, m = 1 + (int64_t)queries;
   solved y = {.x = reads_open(a, c, true, queries, work)};
   y.eo = take(work, m * n * vp), y.inverse = take(work, n * SOLVE);
   char *spare = *work;
-  reads_weigh(a, &y.x);
+  reads_weigh(a, &y.x, 0);
   reads_enter(a, &y.x, m, s0, take(&spare, m * n * a->kpad), y.eo);
   for (int64_t t = 0; t < n; t++)
     for (int64_t i = 0; i < a->vdim; i++) y.eo[t * vp + i] -= c->v[t * a->vs + i];
@@ -64,8 +63,9 @@ static solved solve(const scan_args *a, const scan_chunk *c, const real *s0, boo
   return y;
 }
 
-static void advance(const scan_args *a, const scan_chunk *c, real *s, char *work) {
-  solved y = solve(a, c, s, false, false, &work);
+static void advance(const scan_args *a, const scan_chunk *c, real *s, real *kept, char *work) {
+  solved y = solve(a, c, s, false, &work);
+  if (kept) solve_keep(a, c->n, y.x.w, y.eo, y.inverse, y.x.p, kept);
   reads_leave(a, &y.x, c->n, y.x.kt, a->cpad, 1, y.x.w, s);
 }
 
@@ -75,7 +75,7 @@ static int64_t forward_space(const scan_args *a) {
 
 static void forward(const scan_args *a, const scan_chunk *c, real *s, char *work) {
   int64_t n = c->n, vp = a->vpad;
-  solved y = solve(a, c, s, true, true, &work);
+  solved y = solve(a, c, s, true, &work);
   real *o = y.eo + n * vp;
   lower_times(a, n, y.x.p + n * a->cpad, y.x.w, vp, o);
   for (int64_t t = 0; t < n; t++) memcpy(scan_o(a, c, t), o + t * vp, (size_t)a->vdim * sizeof *o);
@@ -87,19 +87,23 @@ static int64_t grad_space(const scan_args *a) {
   return solved_space(a, 2) + reads_grad_space(a, 2) + 3 * c * a->vpad + WIDE * c + 4 * TAKE_SLACK;
 }
 
-static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0, real *ds,
-                 char *work) {
+static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0,
+                 const real *kept, real *ds, char *work) {
   int64_t n = c->n, kp = a->kpad, vp = a->vpad;
-  solved y = solve(a, c, s0, true, false, &work);
+  reads x = reads_open(a, c, true, true, &work);
+  const real *e = kept + n * vp, *inverse = e + n * vp;
+  reads_weigh(a, &x, 1);
+  memcpy(x.w, kept, (size_t)(n * vp) * sizeof *kept);
+  memcpy(x.p, inverse + n * SOLVE, (size_t)(n * a->cpad) * sizeof *kept);
   real *de = take(&work, 2 * n * vp), *dout = de + n * vp, *dw = take(&work, n * vp);
   double *dbeta = take_double(&work, n);
   pack_dout(a, c, dout);
-  reads_written(a, &y.x, dout, ds, dw);
-  solve_errors(a, n, y.x.p, y.inverse, dw, de);
+  reads_written(a, &x, dout, ds, dw);
+  solve_errors(a, n, x.p, inverse, dw, de);
   store(&out[WANT_V], c->token, c->h, n, a->vdim, de, vp, -1);
-  for (int64_t t = 0; t < n; t++) dbeta[t] = -dot(a->vdim, dw + t * vp, y.eo + t * vp);
+  for (int64_t t = 0; t < n; t++) dbeta[t] = -dot(a->vdim, dw + t * vp, e + t * vp);
   store_scalar(&out[WANT_W], c->token, c->h, n, dbeta);
-  pulled d = reads_grad(a, out, c, &y.x, de, s0, ds, &work);
+  pulled d = reads_grad(a, out, c, &x, de, s0, ds, &work);
   for (int64_t i = 0; i < n * kp; i++) d.k[i] += d.r[i];
   store(&out[WANT_K], c->token, c->group, n, a->kdim, d.k, kp, 1);
   store(&out[WANT_Q], c->token, c->group, n, a->kdim, d.r + n * kp, kp, a->scale);
@@ -112,7 +116,8 @@ static const scan_kind kind = {.chunk = 32,
                                .tokens = tokens,
                                .forward = forward,
                                .advance = advance,
-                               .grad = grad};
+                               .grad = grad,
+                               .kept = solve_kept};
 
 WF_SCAN_KERNELS(scan_delta_channel, kind)
 

@@ -57,6 +57,18 @@ static void solve_errors(const scan_args *a, int64_t n, const real *l, const rea
   }
 }
 
+/* What the gradient needs of a chunk's solution: W, E, X and L, kept in this order. */
+static int64_t solve_kept(const scan_args *a) {
+  return a->chunk * (2 * a->vpad + SOLVE + a->cpad);
+}
+static void solve_keep(const scan_args *a, int64_t n, const real *w, const real *e, const real *x,
+                       const real *l, real *kept) {
+  memcpy(kept, w, (size_t)(n * a->vpad) * sizeof *w);
+  memcpy(kept += n * a->vpad, e, (size_t)(n * a->vpad) * sizeof *e);
+  memcpy(kept += n * a->vpad, x, (size_t)(n * SOLVE) * sizeof *x);
+  memcpy(kept + n * SOLVE, l, (size_t)(n * a->cpad) * sizeof *l);
+}
+
 #endif
 
 #endif

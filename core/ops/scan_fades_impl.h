@@ -175,8 +175,8 @@ static reads reads_open(const scan_args *a, const scan_chunk *c, bool strict, bo
   return x;
 }
 
-/* P, from R and K. */
-static void reads_weigh(const scan_args *a, reads *x) {
+/* P of the readers from set `first` on, from R and K. */
+static void reads_weigh(const scan_args *a, reads *x, int64_t first) {
   int64_t kp = a->kpad, cp = a->cpad, n = x->n;
   memset(x->p, 0, (size_t)(x->m * n * cp) * sizeof(real));
   for (int64_t i = 0; i < x->z.blocks; i++) {
@@ -185,7 +185,7 @@ static void reads_weigh(const scan_args *a, reads *x) {
     for (int64_t d = 0; d < a->kdim; d++)
       for (int64_t j = 0; j < begin; j++) x->kt[d * cp + j] *= step[d];
     tile_transpose(end - begin, a->kdim, x->k + begin * kp, kp, x->kt + begin, cp, TILE_PAD(end) - begin);
-    for (int64_t set = 0; set < x->m; set++) {
+    for (int64_t set = first; set < x->m; set++) {
       real *p = x->p + (set * n + begin) * cp;
       tile_mm(end - begin, TILE_PAD(end), a->kdim, x->r + (set * n + begin) * kp, kp, 1, x->kt, cp, p, cp,
               false);

@@ -43,12 +43,14 @@ typedef struct scan_args {
   int64_t odim, size, held; /* odim: vdim, and 1 for a column of ones; reals of a state [kdim, odim]; of one
                                in work space, [kdim, vpad] and then the column of ones' [kdim] */
   int64_t longest, chunk, cpad;
+  bool forced; /* the caller says how many tokens a chunk has */
   real scale;
 } scan_args;
 
 /* One chunk of one head. */
 typedef struct scan_chunk {
   int64_t h, group, token, n;    /* head, its group; first token among all, how many */
+  int64_t before;                /* tokens of the row before it */
   const real *q, *k, *v, *g, *w; /* the first token's */
   const real *dout;
 } scan_chunk;
@@ -66,11 +68,13 @@ typedef struct scan_kind {
   void (*tokens)(const scan_args *a, const scan_chunk *c, real *s, char *work);
   /* A chunk: writes o, advances s. */
   void (*forward)(const scan_args *a, const scan_chunk *c, real *s, char *work);
-  /* Advances s alone. */
-  void (*advance)(const scan_args *a, const scan_chunk *c, real *s, char *work);
-  /* Given the state s0 that entered, stores the chunk's gradients and takes ds from dS' to dS0. */
-  void (*grad)(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0, real *ds,
-               char *work);
+  /* Advances s alone; keeps for the gradient what is dear to form again, where `kept` is not NULL. */
+  void (*advance)(const scan_args *a, const scan_chunk *c, real *s, real *kept, char *work);
+  /* Given the state s0 that entered and what was kept, stores the chunk's gradients and takes ds from dS' to
+   * dS0. */
+  void (*grad)(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0, const real *kept,
+               real *ds, char *work);
+  int64_t (*kept)(const scan_args *a); /* reals of it, a multiple of VL; NULL: none */
 } scan_kind;
 
 static wf_status scan_read(const wf_call *call, const scan_kind *kind, scan_args *a) {
@@ -98,7 +102,7 @@ static wf_status scan_read(const wf_call *call, const scan_kind *kind, scan_args
   WF_TRY(wf_rows_read(call->op->name, call->in[SCAN_TABLE], a->n, at->lanes, &a->row));
   for (int64_t r = 0; r < a->rows; r++)
     if (a->row[r].len > a->longest) a->longest = a->row[r].len;
-  a->chunk = at->o.chunk ? at->o.chunk : kind->chunk;
+  a->chunk = at->o.chunk ? at->o.chunk : kind->chunk, a->forced = at->o.chunk != 0;
   if (a->chunk > a->longest) a->chunk = a->longest ? a->longest : 1;
   a->cpad = TILE_PAD(a->chunk);
   return WF_OK;
@@ -106,7 +110,7 @@ static wf_status scan_read(const wf_call *call, const scan_kind *kind, scan_args
 
 /* Tokens t0 .. t0+n-1 of a row. */
 static scan_chunk scan_open(const scan_args *a, const wf_row *r, int64_t h, int64_t t0, int64_t most) {
-  scan_chunk c = {.h = h, .group = h * a->groups / a->heads, .token = r->begin + t0};
+  scan_chunk c = {.h = h, .group = h * a->groups / a->heads, .token = r->begin + t0, .before = t0};
   c.n = r->len - t0 < most ? r->len - t0 : most;
   c.q = a->q + c.token * a->qs + c.group * a->qh;
   c.k = a->k + c.token * a->ks + c.group * a->kh;
@@ -283,40 +287,44 @@ static wf_status scan_forward(const wf_call *call, const scan_kind *kind) {
 /* ---- gradient ---- */
 
 typedef struct scan_held {
-  real *starts, *states, *s, *ds; /* entering segments, entering chunks; a state; its gradient */
+  real *starts, *states, *s, *ds; /* entering segments; entering chunks, each with what is kept; a state; its
+                                     gradient */
+  int64_t state, each, m;         /* reals of a state; of one with what is kept; chunks of a segment */
   char *work;
 } scan_held;
 
 /* Chunks of a segment: the same for every row, as the longest needs. All of them where their states are few
  * enough to be held; otherwise about the root, and states are formed twice. */
-static int64_t scan_segment(const scan_args *a) {
-  enum { HELD = 32 << 20 }; /* bytes a thread */
-  int64_t chunks = (a->longest + a->chunk - 1) / a->chunk, m = 1;
-  if (chunks * a->held * (int64_t)sizeof(real) <= HELD) return chunks ? chunks : 1;
+static int64_t scan_segment(int64_t chunks, int64_t each) {
+  enum { HELD = 64 << 20 }; /* bytes a thread */
+  int64_t m = 1;
+  if (chunks * each * (int64_t)sizeof(real) <= HELD) return chunks ? chunks : 1;
   while (m * m < chunks) m++;
   return m;
 }
 
-static void scan_carve(const scan_args *a, char *at, scan_held *w) {
-  int64_t state = a->held, chunks = (a->longest + a->chunk - 1) / a->chunk, m = scan_segment(a);
-  w->starts = take(&at, (chunks + m - 1) / m * state);
-  w->states = take(&at, m * state);
-  w->s = take(&at, state);
-  w->ds = take(&at, state);
+static void scan_carve(const scan_args *a, const scan_kind *kind, char *at, scan_held *w) {
+  int64_t chunks = (a->longest + a->chunk - 1) / a->chunk;
+  w->state = a->held, w->each = a->held + (kind->kept ? kind->kept(a) : 0);
+  w->m = scan_segment(chunks, w->each);
+  w->starts = take(&at, (chunks + w->m - 1) / w->m * w->state);
+  w->states = take(&at, w->m * w->each);
+  w->s = take(&at, w->state);
+  w->ds = take(&at, w->state);
   w->work = at;
 }
 
 /* One row and head; leaves the gradient of the state it started from in w->ds. */
 static void scan_row_grad(const scan_args *a, const scan_kind *kind, const grad_out *out, const wf_row *r,
                           int64_t h, const scan_held *w) {
-  int64_t state = a->held, chunks = (r->len + a->chunk - 1) / a->chunk, m = scan_segment(a);
+  int64_t state = w->state, chunks = (r->len + a->chunk - 1) / a->chunk, m = w->m;
   int64_t segments = (chunks + m - 1) / m;
   scan_enter(a, r, h, w->s);
   for (int64_t g = 0; g < segments; g++) {
     memcpy(w->starts + g * state, w->s, (size_t)state * sizeof(real));
     for (int64_t i = g * m; i < (g + 1) * m && g + 1 < segments; i++) {
       scan_chunk c = scan_open(a, r, h, i * a->chunk, a->chunk);
-      kind->advance(a, &c, w->s, w->work);
+      kind->advance(a, &c, w->s, NULL, w->work);
     }
   }
   if (a->dstate && wf_row_leaves(r))
@@ -326,15 +334,16 @@ static void scan_row_grad(const scan_args *a, const scan_kind *kind, const grad_
   for (int64_t g = segments - 1; g >= 0; g--) {
     int64_t end = (g + 1) * m < chunks ? (g + 1) * m : chunks;
     memcpy(w->states, w->starts + g * state, (size_t)state * sizeof(real));
-    for (int64_t i = g * m; i + 1 < end; i++) {
-      real *next = w->states + (i + 1 - g * m) * state;
-      memcpy(next, next - state, (size_t)state * sizeof(real));
+    for (int64_t i = g * m; i + !kind->kept < end; i++) { /* the last one's state is not needed */
+      real *here = w->states + (i - g * m) * w->each, *next = i + 1 < end ? here + w->each : w->s;
+      memcpy(next, here, (size_t)state * sizeof(real));
       scan_chunk c = scan_open(a, r, h, i * a->chunk, a->chunk);
-      kind->advance(a, &c, next, w->work);
+      kind->advance(a, &c, next, kind->kept ? here + state : NULL, w->work);
     }
     for (int64_t i = end - 1; i >= g * m; i--) {
       scan_chunk c = scan_open(a, r, h, i * a->chunk, a->chunk);
-      kind->grad(a, out, &c, w->states + (i - g * m) * state, w->ds, w->work);
+      const real *here = w->states + (i - g * m) * w->each;
+      kind->grad(a, out, &c, here, here + state, w->ds, w->work);
     }
   }
 }
@@ -432,7 +441,7 @@ static wf_status scan_grad(const wf_call *call, const scan_kind *kind) {
   int threads = wf_threads_for(a.rows * a.heads, 3 * scan_cost(&a));
   scan_division d = scan_divide(&a, out, threads);
   scan_held probe;
-  scan_carve(&a, (char *)&probe, &probe);
+  scan_carve(&a, kind, (char *)&probe, &probe);
   size_t held = (size_t)(probe.work - (char *)&probe);
   size_t each = (held + (size_t)kind->grad_space(&a) * sizeof(real) + 127) / 64 * 64,
          space = each * (size_t)threads;
@@ -447,7 +456,7 @@ static wf_status scan_grad(const wf_call *call, const scan_kind *kind) {
   if (sums) d.dq = (real *)(void *)((char *)work + space + inits), d.dk = d.dq + sums / sizeof(real);
   WF_PRAGMA(omp parallel num_threads(threads) if (threads > 1)) {
     scan_held w;
-    scan_carve(&a, scan_mine(work, each, threads), &w);
+    scan_carve(&a, kind, scan_mine(work, each, threads), &w);
     WF_PRAGMA(omp for schedule(dynamic, 1))
     for (int64_t task = 0; task < d.parts * a.groups * d.split; task++) {
       int64_t part = task / (a.groups * d.split), rest = task % (a.groups * d.split);

@@ -38,11 +38,12 @@ static reads chunk_of(const scan_args *a, const scan_chunk *c, bool queries, cha
   tile_pack(c->n, a->vdim, c->v, a->vs, x.w, a->vpad);
   if (!queries) return x;
   pack_scaled(c->n, a->kdim, c->q, a->qs, NULL, a->scale, x.r, a->kpad);
-  reads_weigh(a, &x, *work);
+  reads_weigh(a, &x, 0, *work);
   return x;
 }
 
-static void advance(const scan_args *a, const scan_chunk *c, real *s, char *work) {
+static void advance(const scan_args *a, const scan_chunk *c, real *s, real *kept, char *work) {
+  (void)kept;
   reads x = chunk_of(a, c, false, &work);
   reads_leave(a, &x, s);
 }
@@ -67,8 +68,9 @@ static int64_t grad_space(const scan_args *a) {
   return reads_space(a, 1) + (after > weigh ? after : weigh) + 4 * TAKE_SLACK;
 }
 
-static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0, real *ds,
-                 char *work) {
+static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0,
+                 const real *kept, real *ds, char *work) {
+  (void)kept;
   reads x = chunk_of(a, c, true, &work);
   real *dout = take(&work, c->n * a->vpad), *dv = take(&work, c->n * a->vpad);
   double *dw = take_double(&work, c->n);
