@@ -21,7 +21,7 @@ static const char *kind_of(const wf_param *p, char out[32]) {
   return out;
 }
 
-void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_ema *ema, int divided,
+void wf_report_model(FILE *out, wf_model *m, const wf_shards *s, const wf_optimizer *opt, const wf_ema *ema,
                      int64_t tokens) {
   enum { KINDS = 12 };
   char names[KINDS][32], name[32], a[24], b[24];
@@ -38,11 +38,11 @@ void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_e
   fprintf(out, "%s parameters:", wf_human_count((double)ps->numel, a));
   for (int k = 0; k < n; k++)
     fprintf(out, "%s %s %s", k ? "," : "", names[k], wf_human_count((double)count[k], b));
-  double weights = (double)wf_dtype_size(wf_model_dtype(m)) * (double)ps->numel;
+  double weights = (double)wf_dtype_size(wf_model_dtype(m)) * (double)ps->numel + (double)wf_shards_bytes(s);
   double beside = (double)wf_optimizer_bytes(opt) + (ema ? (double)wf_ema_bytes(ema) : 0);
-  fprintf(out, "\nmemory: %s for weights and gradients, ", wf_human_bytes(2 * weights, a));
+  fprintf(out, "\nmemory: %s for weights and gradients, ", wf_human_bytes(weights, a));
   fprintf(out, "%s for the optimiser%s", wf_human_bytes(beside, a), ema ? " and the average" : "");
-  if (divided > 1) fprintf(out, " (1 of %d parts)", divided);
+  if (s->divided) fprintf(out, " (1 of %d parts)", wf_comm_size(s->comm));
   fprintf(out, ", about %s for the activations of %lld tokens\n",
           wf_human_bytes(wf_model_activation_bytes(m, tokens), a), (long long)tokens);
 }

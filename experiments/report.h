@@ -3,17 +3,15 @@
 #define WF_EXPERIMENTS_REPORT_H
 
 #include <stdio.h>
-#include "layers/model.h"
+#include "experiments/shards.h"
 #include "optim/ema.h"
-#include "optim/optimizer.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* Parameters by kind, and the memory that a step of `tokens` tokens at once will take on this rank; the
- * optimiser's state is that of one of `divided` ranks. */
-void wf_report_model(FILE *out, wf_model *m, const wf_optimizer *opt, const wf_ema *ema, int divided,
+/* Parameters by kind, and the memory that a step of `tokens` tokens at once will take on this rank. */
+void wf_report_model(FILE *out, wf_model *m, const wf_shards *s, const wf_optimizer *opt, const wf_ema *ema,
                      int64_t tokens);
 
 /* Time, calls and rates by op, the slowest first. */

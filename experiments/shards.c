@@ -2,10 +2,15 @@
 #include "experiments/shards.h"
 #include "core/memory.h"
 #include "dist/mesh.h"
+#include "experiments/human.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <xxhash.h>
+
+static int64_t bytes_of(const wf_tensor *x) {
+  return wf_numel(x) * (int64_t)wf_dtype_size(x->dtype);
+}
 
 typedef struct wf_shard_hook {
   wf_buckets *buckets;
@@ -116,6 +121,21 @@ void wf_shards_close(wf_shards *s) {
   if (s->divided) wf_groups_free(&s->own);
   wf_groups_free(&s->all);
   *s = (wf_shards){0};
+}
+
+int64_t wf_shards_bytes(const wf_shards *s) {
+  int64_t bytes = 0;
+  for (int g = 0; g < s->all.n; g++) bytes += bytes_of(s->all.group[g].grad);
+  for (int g = 0; g < s->own.n && s->divided; g++) bytes += bytes_of(s->own.group[g].grad);
+  return bytes;
+}
+
+void wf_shards_describe(const wf_shards *s, char out[100]) {
+  char bytes[24];
+  out[0] = '\0';
+  if (!s->buckets) return;
+  snprintf(out, 100, "; gradients in %d bucket%s, %s a step", s->buckets->n, s->buckets->n == 1 ? "" : "s",
+           wf_human_bytes((double)wf_shards_bytes(s), bytes));
 }
 
 /* ---- a step ---- */

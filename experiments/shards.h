@@ -31,6 +31,12 @@ typedef struct wf_shards {
 wf_status wf_shards_open(wf_comm *comm, wf_model *m, bool divide, int64_t bucket_bytes, wf_shards *out);
 void wf_shards_close(wf_shards *s);
 
+/* Bytes of gradients that this rank holds: the model's and, divided, the sums of its shares. As many are what
+ * a step gives to the calls of the communicator, the gradients and the values of its shares. */
+int64_t wf_shards_bytes(const wf_shards *s);
+/* "; gradients in 12 buckets, 93.1 MiB a step"; nothing for one rank. */
+void wf_shards_describe(const wf_shards *s, char out[100]);
+
 /* Wait for the sums of gradients of the step. */
 wf_status wf_shards_sum(wf_shards *s);
 /* The norm of the sums; the same bits on every rank. */

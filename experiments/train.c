@@ -463,15 +463,15 @@ static wf_status open_ranks(run *r) {
 }
 
 static wf_status train(run *r) {
-  char ranks[160];
+  char ranks[160], sums[100];
   WF_TRY(open_ranks(r));
   WF_TRY(wf_agree(r->mesh.world, open_run(r), "opening the run"));
   WF_TRY(wf_rate_matrix(r->c, 512, 0.03, &r->matrix_rate));
   wf_parallel_describe(&r->mesh, ranks);
-  if (ranks[0]) fprintf(r->out, "%s\n", ranks);
-  int size = wf_comm_size(r->mesh.world);
-  wf_report_model(r->out, r->model, r->optimizer, r->ema, r->shards.divided ? size : 1,
-                  (sequences(r) * tokens_at_once(r) - 1) / size + 1);
+  wf_shards_describe(&r->shards, sums);
+  if (ranks[0]) fprintf(r->out, "%s%s\n", ranks, sums);
+  wf_report_model(r->out, r->model, &r->shards, r->optimizer, r->ema,
+                  (sequences(r) * tokens_at_once(r) - 1) / wf_comm_size(r->mesh.world) + 1);
   r->began = wf_now();
   r->before_steps = wf_mem_now();
   if (r->o->profile) wf_ctx_profile(r->c, true);

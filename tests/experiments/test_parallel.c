@@ -92,7 +92,7 @@ START_TEST(any_mesh_takes_the_same_steps) {
       {3, "data3", "--set parallel.bucket=3000"}, /* of 8 sequences, in many buckets */
       {4, "both", "--set parallel.sequence=2 --set train.accumulation=2 --set parallel.bucket=1"},
       {2, "streamed", "--set parallel.sequence=2 --set train.stream=20"},
-      {2, "replicated", "--set parallel.zero=0"},
+      {4, "replicated", "--set parallel.zero=0 --set train.accumulation=2"},
   };
   double one[STEPS + 1];
   train(1, "alone", "");

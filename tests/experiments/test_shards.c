@@ -125,6 +125,7 @@ static void summed(wf_comm *c, void *arg) {
   wf_shards s;
   OK(wf_shards_open(c, x.m, k->divided, k->bytes, &s));
   for (int step = 0; step < 2; step++) {
+    wf_comm_counts before = wf_comm_count(c);
     wf_params_reset(ps);
     wf_params_hold(ps);
     witness first = {.started = -1}, last = {.started = -1};
@@ -148,6 +149,10 @@ static void summed(wf_comm *c, void *arg) {
       }
     }
     OK(wf_shards_sum(&s));
+    OK(wf_shards_spread(&s));
+    int64_t bytes = wf_comm_count(c).call_bytes - before.call_bytes;
+    WF_RANK_ASSERT(bytes == (s.buckets ? wf_shards_bytes(&s) : 0), "%lld bytes, not %lld", (long long)bytes,
+                   (long long)wf_shards_bytes(&s));
     const double *at = want;
     double sumsq = 0;
     for (int64_t i = 0; i < ps->numel; i++) sumsq += want[i] * want[i];
@@ -182,11 +187,11 @@ END_TEST
 /* ---- agreement and what is bad ---- */
 
 static void disagreeing(wf_comm *c, void *arg) {
-  int what = *(int *)arg, rank = wf_comm_rank(c), seen = 0;
+  int what = *(int *)arg % 4, rank = wf_comm_rank(c), seen = 0;
   model x;
   open_model(&x, false, "adamw");
   wf_shards s;
-  OK(wf_shards_open(c, x.m, false, 1000, &s));
+  OK(wf_shards_open(c, x.m, *(int *)arg > 3, 1000, &s));
   wf_param_group *g = &wf_model_params(x.m)->group[0];
   if (rank == 1 && what == 2) ((double *)wf_data(g->value))[g->numel / 2] += 1e-15;
   for (int step = 0; step < s.buckets->n; step++) {
@@ -198,15 +203,18 @@ static void disagreeing(wf_comm *c, void *arg) {
     seen++;
   }
   WF_RANK_ASSERT(seen == (what == 3 ? 0 : what == 2 ? 1 : s.buckets->n), "%d steps are refused", seen);
-  if (rank == 1) { /* one bad gradient on one rank: every rank names it */
-    for (int i = 0; i < s.all.n; i++) OK(wf_tensor_zero(s.all.group[i].grad));
-    ((double *)wf_data(s.all.group[1].grad))[s.all.group[1].range[0].numel - 1] = INFINITY;
-  } else {
-    for (int i = 0; i < s.all.n; i++) OK(wf_tensor_zero(s.all.group[i].grad));
-  }
-  const char *name;
+  const char *name, *want = s.all.group[1].range[1].name; /* one bad sum: every rank names it */
+  for (int i = 0; i < s.own.n; i++) OK(wf_tensor_zero(s.own.group[i].grad));
   OK(wf_shards_find_bad(&s, &name));
-  WF_RANK_ASSERT(name && strcmp(name, s.all.group[1].range[0].name) == 0, "%s", name ? name : "none");
+  WF_RANK_ASSERT(!name, "%s", name);
+  for (int i = 0; i < s.own.n; i++)
+    for (int k = 0; k < s.own.group[i].n_ranges; k++) {
+      const wf_opt_range *r = &s.own.group[i].range[k];
+      if (r->name == want || i > s.own.n / 2) /* and later ones */
+        ((double *)wf_data(s.own.group[i].grad))[r->offset + r->numel - 1] = INFINITY;
+    }
+  OK(wf_shards_find_bad(&s, &name));
+  WF_RANK_ASSERT(name && strcmp(name, want) == 0, "%s, not %s", name ? name : "none", want);
   wf_shards_close(&s);
   close_model(&x);
 }
@@ -335,7 +343,7 @@ static Suite *suite(void) {
   Suite *s = suite_create("shards");
   TCase *t = tcase_create("shards");
   tcase_add_loop_test(t, gradients_are_those_of_all_ranks, 0, 5);
-  tcase_add_loop_test(t, ranks_that_differ_are_found, 0, 4);
+  tcase_add_loop_test(t, ranks_that_differ_are_found, 0, 8);
   tcase_add_test(t, checkpoints_do_not_show_ranks);
   suite_add_tcase(s, t);
   return s;
