@@ -1,6 +1,9 @@
 /* merge: attention over keys in parts. With the outputs o_b of the parts and their log-sum-exps l_b,
  *     w = softmax over b of l;  y = sum_b w_b o_b;  do_b = w_b dy;  dl_b = w_b (<dy, o_b> - <dy, y>)
  * A part that saw no key has l = -inf and counts nothing; where all are, y = 0.
+ *
+ * merge_pair takes parts one at a time, as they come: into (o, l) of all so far goes the next one,
+ *     o <- o - sigmoid(l_b - l) (o - o_b);  l <- l - logsigmoid(l - l_b)
  */
 #include "core/ops/ops_impl.h"
 
@@ -60,10 +63,29 @@ WF_KERNEL(merge_grad) {
   return WF_OK;
 }
 
+WF_KERNEL(merge_pair) {
+  const real *o = wf_data(call->in[0]), *l = wf_data(call->in[1]);
+  const real *ob = wf_data(call->in[2]), *lb = wf_data(call->in[3]);
+  real *y = wf_data(call->out[0]), *ly = wf_data(call->out[1]);
+  int64_t d = call->in[0]->shape[2];
+  WF_PARALLEL_FOR(i0, i1, wf_numel(call->in[1]), d + 16) {
+    for (int64_t i = i0; i < i1; i++) {
+      real a = l[i], b = lb[i],
+           w = b == -(real)INFINITY   ? 0
+               : a == -(real)INFINITY ? 1
+                                      : 1 / (1 + r_exp(a - b));
+      ly[i] = w == 0 ? a : w == 1 ? b : a > b ? a + r_log1p(r_exp(b - a)) : b + r_log1p(r_exp(a - b));
+      for (int64_t c = 0; c < d; c++) y[i * d + c] = o[i * d + c] - w * (o[i * d + c] - ob[i * d + c]);
+    }
+  }
+  return WF_OK;
+}
+
 #else
 
 WF_CPU(merge)
 WF_CPU(merge_grad)
+WF_CPU(merge_pair)
 
 static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
   (void)n_out;
@@ -133,6 +155,40 @@ const wf_op wf_op_merge_grad = {
     .cpu = &merge_grad_cpu,
     .sample = grad_sample,
     .n_samples = 3,
+};
+
+static wf_status pair_infer(const wf_call *call, wf_desc *out, int *n_out) {
+  (void)n_out;
+  const wf_tensor *o = call->in[0], *l = call->in[1];
+  char a[96], b[96];
+  WF_TRY(wf_want_real(call, 15));
+  WF_SHAPE_CHECK(o->ndim == 3 && l->ndim == 2 && o->shape[0] == l->shape[0] && o->shape[1] == l->shape[1] &&
+                     wf_same_shape(o, call->in[2]) && wf_same_shape(l, call->in[3]),
+                 "merge_pair: %s with log-sum-exps %s; [n, heads, d] and [n, heads], twice, expected",
+                 wf_shape_text(o, a), wf_shape_text(l, b));
+  wf_desc_like(&out[0], o);
+  wf_desc_like(&out[1], l);
+  return WF_OK;
+}
+
+static wf_status pair_sample(wf_sample *s) {
+  static const int64_t shape[][3] = {{5, 3, 4}, {0, 2, 3}};
+  s->n_in = 4;
+  for (int i = 0; i < 4; i++) s->in[i] = wf_sample_real(s, i % 2 ? 2 : 3, shape[s->index]);
+  return WF_OK;
+}
+
+/* The outputs may be the first two inputs. */
+const wf_op wf_op_merge_pair = {
+    .name = "merge_pair",
+    .min_in = 4,
+    .max_in = 4,
+    .n_out = 2,
+    .infer = pair_infer,
+    WF_NONDIFF("a step of attention in parts, whose gradient needs the log-sum-exp of all of them"),
+    .cpu = &merge_pair_cpu,
+    .sample = pair_sample,
+    .n_samples = 2,
 };
 
 wf_tensor *wf_merge(wf_ctx *c, int n, wf_tensor *const *o, wf_tensor *const *lse) {
