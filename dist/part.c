@@ -1,6 +1,7 @@
 /* Cutting the rows of a piece into those of its segments. */
 #include "dist/part.h"
 #include "core/memory.h"
+#include "dist/keys.h"
 
 #include <string.h>
 
@@ -14,16 +15,17 @@ void wf_part_free(wf_part *p) {
   wf_free(p->link);
   wf_free(p->start);
   wf_free(p->rows);
+  wf_keys_free(p);
   wf_free(p);
 }
 
 /* The rows of all segments. A lane has at most one row that takes and one that leaves in a segment; the row
  * that leaves is the last, so its own flags say what becomes of the state. */
-static void cut(wf_part *p, int64_t n_rows, const wf_row *row, int64_t longest) {
+static void cut(wf_part *p, int64_t n_rows, const wf_row *row) {
   const wf_layout *l = p->dist->layout;
   int64_t n = 0;
   for (int s = 0; s < p->n_segments; s++) {
-    int64_t from = wf_layout_bound(l, longest, s), to = wf_layout_bound(l, longest, s + 1);
+    int64_t from = wf_layout_bound(l, p->length, s), to = wf_layout_bound(l, p->length, s + 1);
     p->first[s] = n;
     for (int64_t i = 0; i < n_rows; i++) {
       int64_t start = p->start[row[i].lane];
@@ -51,15 +53,15 @@ static int groups_of(const wf_part *p) {
 
 static wf_status fill(wf_part *p, int64_t n_rows, const wf_row *row) {
   const wf_layout *l = p->dist->layout;
-  int64_t longest, n = p->n_segments;
+  int64_t n = p->n_segments;
   WF_ALLOC(p->start, "dist", ((size_t)p->n_lanes + 1) * sizeof *p->start);
-  WF_TRY(wf_row_extent(n_rows, row, p->n_lanes, p->start, &longest));
+  WF_TRY(wf_row_extent(n_rows, row, p->n_lanes, p->start, &p->length));
   WF_CALLOC(p->own, "dist", n);
   WF_CALLOC(p->row, "dist", (n_rows + 1) * n);
   WF_CALLOC(p->first, "dist", n + 1);
   WF_CALLOC(p->tokens, "dist", n);
   WF_CALLOC(p->link, "dist", n * p->n_lanes + 1);
-  cut(p, n_rows, row, longest);
+  cut(p, n_rows, row);
   p->n_groups = groups_of(p);
   WF_CALLOC(p->rows, "dist", n * p->n_groups);
   for (int s = 0; s < n; s++)

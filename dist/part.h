@@ -17,10 +17,20 @@
 extern "C" {
 #endif
 
+/* How keys and values come to the queries of attention (layers/seq_attend_ranks.c). A window and dilated
+ * segments are always gathered. */
+typedef enum wf_dist_attention {
+  WF_ATTENTION_AUTO,      /* the way of the fewest bytes */
+  WF_ATTENTION_RING,      /* they go round */
+  WF_ATTENTION_GATHER,    /* each rank gets what its queries see */
+  WF_ATTENTION_ALL_TO_ALL /* tokens become heads and back; the ranks divide the heads */
+} wf_dist_attention;
+
 /* How a group of ranks shares sequences. */
 typedef struct wf_dist {
   wf_comm *comm; /* of the ranks that share a sequence */
   const wf_layout *layout;
+  wf_dist_attention attention;
 } wf_dist;
 
 /* What a segment does to the state of one lane. */
@@ -38,6 +48,7 @@ typedef struct wf_part {
   int64_t n_tokens; /* of this rank */
   bool enters;      /* a row of the piece takes state from before it */
   bool leaves;      /* a row of the piece leaves state after it */
+  int64_t length;   /* places of the piece: tokens of its longest lane */
 
   /* Of all segments. Rows are the piece's, cut; `begin` counts the tokens of the segment. */
   wf_row *row;
@@ -53,7 +64,8 @@ typedef struct wf_part {
    * group, the rank before has the next one. Group g has the lanes wf_part_lane(p, g) to wf_part_lane(p,
    * g+1). */
   int n_groups;
-  wf_rows **rows; /* [n_own * n_groups] wf_part_rows */
+  wf_rows **rows;          /* [n_own * n_groups] wf_part_rows */
+  struct wf_key_map *keys; /* dist/keys.h: what attention needs to know, made when asked for */
 } wf_part;
 
 /* `row` tiles the piece; the part refers to `d` and copies the rest. `past` pieces of `piece` places came

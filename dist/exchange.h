@@ -1,0 +1,54 @@
+/* exchange: rows of tensors go from the ranks that have them to those that need them, as an op of the tape.
+ *
+ *   y = exchange(x)     y's rows are rows of any rank's x; each may be wanted by several ranks, or by none
+ *   x = give_back(y)    its transpose: what came from a row is summed there, in the order of the ranks
+ *
+ * Each is the other's gradient. `heads` cuts the second dimension too: rank r of P takes its r-th share of
+ * the heads (rounded outwards: P may exceed them), so that with all rows everywhere tokens become heads.
+ *
+ * A halo, an all-gather of what is needed with its reduce-scatter, and all-to-all are exchanges of different
+ * plans. One message for each pair of ranks and tensor, all under way at once.
+ */
+#ifndef WF_DIST_EXCHANGE_H
+#define WF_DIST_EXCHANGE_H
+
+#include "dist/comm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* n rows, the first at `row`, of the pool (sent) or of the result (received). */
+typedef struct wf_run_of_rows {
+  int peer;
+  int64_t row, n;
+} wf_run_of_rows;
+
+/* One rank's view. Runs are in order of the peers; those of a pair follow each other alike on both. */
+typedef struct wf_exchange {
+  int n_send, n_recv, n_own;
+  wf_run_of_rows *send, *recv;
+  wf_run_of_rows *own_from, *own_to; /* [n_own] inside the rank */
+  int64_t pool, rows;                /* of x and of y */
+  bool holes;                        /* some rows of y are nobody's, and 0 */
+} wf_exchange;
+
+enum { WF_EXCHANGE_MOST = 4 }; /* tensors at once */
+
+/* x[n] [pool, (heads,) ...] -> y[n] [rows, (heads,) ...], 1 <= n <= 4. `e` lives until the backward. */
+void wf_exchange_rows(wf_ctx *c, wf_comm *comm, const wf_exchange *e, bool heads, int n, wf_tensor *const *x,
+                      wf_tensor **y);
+/* y[n] [rows, (heads of this rank,) ...] -> x[n] [pool, (total[i],) ...]; total is read with `heads`. */
+void wf_exchange_back(wf_ctx *c, wf_comm *comm, const wf_exchange *e, bool heads, const int64_t *total, int n,
+                      wf_tensor *const *y, wf_tensor **x);
+
+/* The share of rank r of P in `heads`: [*begin, *end). */
+void wf_head_share(int64_t heads, int r, int P, int64_t *begin, int64_t *end);
+/* Bytes that this rank sends in an exchange (back: in its transpose) of rows of `width` bytes. */
+int64_t wf_exchange_bytes(const wf_exchange *e, bool back, int64_t width);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,421 @@
+/* Places of keys, and the exchanges that bring them to queries. */
+#include "dist/keys.h"
+#include "core/memory.h"
+#include "dist/keys_impl.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the map ---- */
+
+static wf_status make_map(wf_part *p) {
+  wf_key_map *m;
+  int64_t n = p->first[p->n_segments], *ahead;
+  WF_CALLOC(m, "dist", 1);
+  p->keys = m;
+  WF_CALLOC(m->order, "dist", n + 1);
+  WF_CALLOC(m->lane, "dist", p->n_lanes + 2);
+  WF_CALLOC(m->token, "dist", n + 1);
+  WF_CALLOC(m->segment, "dist", n + 1);
+  WF_CALLOC(m->origin, "dist", n + 1);
+  for (int64_t i = 0; i < n; i++) m->lane[p->row[i].lane + 2]++;
+  for (int64_t l = 1; l <= p->n_lanes; l++) m->lane[l + 1] += m->lane[l];
+  WF_CALLOC(ahead, "dist", p->dist->layout->n_ranks);
+  for (int s = 0; s < p->n_segments; s++) {
+    int owner = wf_part_owner(p, s);
+    for (int64_t i = p->first[s]; i < p->first[s + 1]; i++) {
+      m->order[m->lane[p->row[i].lane + 1]++] = i;
+      m->token[i] = ahead[owner] + p->row[i].begin;
+      m->segment[i] = s;
+    }
+    ahead[owner] += p->tokens[s];
+  }
+  wf_free(ahead);
+  for (int64_t j = 0; j < n; j++) {
+    const wf_row *r = &p->row[m->order[j]], *b = j ? &p->row[m->order[j - 1]] : NULL;
+    bool goes_on = r->flags & WF_ROW_TAKES;
+    bool here = b && b->lane == r->lane && b->place - b->pos == r->place - r->pos;
+    m->origin[m->order[j]] = !goes_on ? r->place : here ? m->origin[m->order[j - 1]] : r->place - r->pos;
+  }
+  return WF_OK;
+}
+
+static void free_plan(wf_made_plan *x) {
+  wf_exchange *e = &x->plan.move;
+  wf_free(e->send);
+  wf_free(e->recv);
+  wf_free(e->own_from);
+  wf_free(e->own_to);
+  wf_free(x->plan.span);
+  wf_free(x->plan.pos);
+  wf_ring_plan_free(&x->ring);
+  wf_free(x);
+}
+
+void wf_keys_free(wf_part *p) {
+  wf_key_map *m = p->keys;
+  if (!m) return;
+  while (m->made) {
+    wf_made_plan *x = m->made;
+    m->made = x->next;
+    free_plan(x);
+  }
+  wf_free(m->order);
+  wf_free(m->lane);
+  wf_free(m->token);
+  wf_free(m->segment);
+  wf_free(m->origin);
+  wf_free(m);
+  p->keys = NULL;
+}
+
+wf_status wf_plan_get(wf_part *p, int kind, const wf_keys *k,
+                      wf_status (*make)(const wf_part *p, const wf_key_map *m, const wf_keys *k,
+                                        wf_made_plan *plan),
+                      const wf_made_plan **out) {
+  if (!p->keys) WF_TRY(make_map(p));
+  wf_made_plan *x = p->keys->made;
+  for (; x; x = x->next)
+    if (x->kind == kind && x->keys.where == k->where && x->keys.room == k->room && x->keys.reach == k->reach)
+      break;
+  if (!x) {
+    WF_CALLOC(x, "dist", 1);
+    x->kind = kind;
+    x->keys = *k;
+    wf_status st = make(p, p->keys, k, x);
+    if (st != WF_OK) {
+      free_plan(x);
+      return st;
+    }
+    x->next = p->keys->made;
+    p->keys->made = x;
+  }
+  *out = x;
+  return WF_OK;
+}
+
+/* ---- places ---- */
+
+/* Rows of state in front of the tokens of a rank, where any state matters. */
+static int64_t front(const wf_part *p, const wf_keys *k, int rank) {
+  bool last = rank == wf_part_owner(p, p->n_segments - 1) && (p->enters || p->leaves);
+  return k->where == WF_KEYS_WINDOW && last ? p->n_lanes * k->room : 0;
+}
+
+static int64_t lane_at(const wf_part *p, int s, int64_t lane) {
+  return wf_part_slot(p, s) * p->n_lanes + lane;
+}
+
+int64_t wf_keys_cache_place(const wf_part *p, const wf_row *local) {
+  int s = p->own[local->lane / p->n_lanes];
+  int64_t start = p->start[local->lane % p->n_lanes];
+  return p->past * wf_key_share(p, s) + local->place - start - wf_layout_bound(p->dist->layout, p->length, s);
+}
+
+/* A key of the piece. */
+static void locate_here(const wf_part *p, const wf_key_map *m, const wf_keys *k, int64_t lane, int64_t place,
+                        int64_t end, int *owner, int64_t *row, int64_t *n) {
+  int64_t lo = m->lane[lane], hi = m->lane[lane + 1];
+  while (hi - lo > 1) { /* the last row that begins at or before the place */
+    int64_t mid = (lo + hi) / 2;
+    if (p->row[m->order[mid]].place <= place)
+      lo = mid;
+    else
+      hi = mid;
+  }
+  int64_t i = m->order[lo];
+  const wf_row *r = &p->row[i];
+  int s = m->segment[i];
+  *owner = wf_part_owner(p, s);
+  *n = (end < r->place + r->len ? end : r->place + r->len) - place;
+  if (k->where != WF_KEYS_CACHE)
+    *row = front(p, k, *owner) + m->token[i] + place - r->place;
+  else
+    *row = lane_at(p, s, lane) * k->room + p->past * wf_key_share(p, s) + place - p->start[lane] -
+           wf_layout_bound(p->dist->layout, p->length, s);
+}
+
+/* A key of one of the pieces before, in the caches. */
+static void locate_past(const wf_part *p, const wf_keys *k, int64_t lane, int64_t place, int64_t end,
+                        int *owner, int64_t *row, int64_t *n) {
+  const wf_layout *l = p->dist->layout;
+  int64_t zero = p->start[lane] - p->past * p->piece, at = place - zero, in = at % p->piece;
+  int lo = 0, hi = p->n_segments;
+  while (hi - lo > 1) {
+    int mid = (lo + hi) / 2;
+    if (wf_layout_bound(l, p->piece, mid) <= in)
+      lo = mid;
+    else
+      hi = mid;
+  }
+  int64_t until = place - in + wf_layout_bound(l, p->piece, lo + 1);
+  *owner = wf_part_owner(p, lo);
+  *n = (until < end ? until : end) - place;
+  *row = lane_at(p, lo, lane) * k->room + at / p->piece * wf_key_share(p, lo) + in -
+         wf_layout_bound(l, p->piece, lo);
+}
+
+wf_status wf_key_locate(const wf_part *p, const wf_key_map *m, const wf_keys *k, int64_t lane, int64_t place,
+                        int64_t end, int *owner, int64_t *row, int64_t *n) {
+  int64_t start = p->start[lane], before = start - place;
+  if (before <= 0) {
+    locate_here(p, m, k, lane, place, end, owner, row, n);
+    return WF_OK;
+  }
+  if (end > start) end = start;
+  if (k->where == WF_KEYS_WINDOW && before <= k->room) {
+    *owner = wf_part_owner(p, p->n_segments - 1);
+    *row = lane * k->room + k->room - before;
+    *n = end - place;
+    return WF_OK;
+  }
+  if (k->where == WF_KEYS_CACHE && before <= p->past * p->piece) {
+    locate_past(p, k, lane, place, end, owner, row, n);
+    return WF_OK;
+  }
+  return wf_hint(WF_FAIL(WF_EUNSUPPORTED,
+                         "attention over ranks: the key at place %lld of lane %lld, before "
+                         "this batch, is in no cache",
+                         (long long)place, (long long)lane),
+                 "batches over ranks begin with whole documents, or use attention with a window");
+}
+
+void wf_keys_places(const wf_part *p, const wf_keys *k, double *place) {
+  const wf_layout *l = p->dist->layout;
+  for (int s = 0; s < p->n_segments; s++) {
+    int64_t share = wf_key_share(p, s), from = wf_layout_bound(l, p->length, s);
+    if (wf_part_owner(p, s) != p->rank) continue;
+    for (int64_t lane = 0; lane < p->n_lanes && k->where == WF_KEYS_CACHE; lane++) {
+      double *to = place + lane_at(p, s, lane) * k->room;
+      for (int64_t i = 0; i < p->past * share; i++)
+        *to++ = (double)((i / share - p->past) * p->piece + wf_layout_bound(l, p->piece, s) + i % share);
+      for (int64_t i = from; i < wf_layout_bound(l, p->length, s + 1); i++) *to++ = (double)i;
+    }
+    for (int64_t i = p->first[s]; i < p->first[s + 1] && k->where == WF_KEYS_TOKENS; i++)
+      for (int64_t t = 0; t < p->row[i].len; t++)
+        place[p->keys->token[i] + t] = (double)(p->row[i].place + t - p->start[p->row[i].lane]);
+  }
+}
+
+/* ---- exchanges ---- */
+
+typedef struct builder {
+  const wf_part *p;
+  const wf_key_map *m;
+  const wf_keys *k;
+  wf_keys_plan *plan;
+  size_t cap_send, cap_recv, cap_from, cap_to;
+} builder;
+
+static wf_status push(wf_run_of_rows **list, int *n, size_t *cap, int peer, int64_t row, int64_t len) {
+  wf_run_of_rows *last = *n ? &(*list)[*n - 1] : NULL;
+  if (last && last->peer == peer && last->row + last->n == row) {
+    last->n += len;
+    return WF_OK;
+  }
+  WF_TRY(wf_grow("dist", (void **)list, sizeof **list, (size_t)*n, cap));
+  (*list)[(*n)++] = (wf_run_of_rows){peer, row, len};
+  return WF_OK;
+}
+
+/* Rows that stay on the rank. */
+static wf_status keep(builder *b, int64_t from, int64_t to, int64_t n) {
+  wf_exchange *e = &b->plan->move;
+  wf_run_of_rows *f = e->own_from + e->n_own - 1, *t = e->own_to + e->n_own - 1;
+  if (e->n_own && f->row + f->n == from && t->row + t->n == to) {
+    f->n += n;
+    t->n += n;
+    return WF_OK;
+  }
+  WF_TRY(wf_grow("dist", (void **)&e->own_from, sizeof *f, (size_t)e->n_own, &b->cap_from));
+  WF_TRY(wf_grow("dist", (void **)&e->own_to, sizeof *t, (size_t)e->n_own, &b->cap_to));
+  e->own_from[e->n_own] = (wf_run_of_rows){b->p->rank, from, n};
+  e->own_to[e->n_own++] = (wf_run_of_rows){b->p->rank, to, n};
+  return WF_OK;
+}
+
+/* The keys of [place, end) of a lane go to rank `to`, from row `at` of its result on. */
+static wf_status bring(builder *b, int to, int64_t lane, int64_t place, int64_t end, int64_t at) {
+  wf_exchange *e = &b->plan->move;
+  int me = b->p->rank, owner;
+  int64_t row, n;
+  for (; place < end; place += n, at += n) {
+    WF_TRY(wf_key_locate(b->p, b->m, b->k, lane, place, end, &owner, &row, &n));
+    if (owner != to) b->plan->total += n;
+    if (owner == me && to == me) {
+      WF_TRY(keep(b, row, at, n));
+    } else if (owner == me) {
+      WF_TRY(push(&e->send, &e->n_send, &b->cap_send, to, row, n));
+    } else if (to == me) {
+      WF_TRY(push(&e->recv, &e->n_recv, &b->cap_recv, owner, at, n));
+    }
+  }
+  return WF_OK;
+}
+
+static int by_peer(const void *a, const void *b) {
+  const wf_run_of_rows *x = a, *y = b;
+  if (x->peer != y->peer) return x->peer < y->peer ? -1 : 1;
+  return x->row < y->row ? -1 : x->row > y->row;
+}
+
+/* Rows of the pool of this rank. */
+static int64_t pool_rows(const wf_part *p, const wf_keys *k) {
+  return k->where == WF_KEYS_CACHE ? p->n_own * p->n_lanes * k->room : front(p, k, p->rank) + p->n_tokens;
+}
+
+static void finish(builder *b) {
+  wf_exchange *e = &b->plan->move;
+  if (e->n_recv) qsort(e->recv, (size_t)e->n_recv, sizeof *e->recv, by_peer);
+  e->pool = pool_rows(b->p, b->k);
+}
+
+/* Queries of one document that follow each other see keys that do, or overlap: one stretch. */
+typedef struct stretch {
+  int64_t lane, origin, lo, hi; /* places: where the document begins, of the keys */
+  int64_t at;                   /* its first row of the result */
+} stretch;
+
+static wf_status flush(builder *b, int to, stretch *x, int64_t *rows) {
+  if (x->lane < 0) return WF_OK;
+  WF_TRY(bring(b, to, x->lane, x->lo, x->hi, x->at));
+  *rows = x->at + x->hi - x->lo;
+  return WF_OK;
+}
+
+/* A row of queries: extends the stretch or begins the next. Its span is the at-th. */
+static wf_status see(builder *b, int to, int64_t i, int64_t len, int64_t query, stretch *x, int64_t *rows,
+                     int64_t at) {
+  const wf_row *r = &b->p->row[i];
+  int64_t origin = b->m->origin[i], reach = b->k->reach, hi = r->place + len;
+  int64_t lo = reach > 0 && r->place - origin > reach - 1 ? r->place - (reach - 1) : origin;
+  if (x->lane != r->lane || x->origin != origin || lo > x->hi) {
+    WF_TRY(flush(b, to, x, rows));
+    *x = (stretch){r->lane, origin, lo, hi, *rows};
+  } else {
+    x->hi = hi;
+  }
+  if (to == b->p->rank) {
+    int64_t before = r->place - lo;
+    b->plan->pos[at] = r->pos;
+    b->plan->span[at] = (wf_attend_span){query, len, x->at + lo - x->lo, before, before + len};
+  }
+  return WF_OK;
+}
+
+/* What rank `to` needs for its own rows. Spans are in the order of the rank's rows. */
+static wf_status fetch_for(builder *b, int to, const int64_t *index, int64_t *rows) {
+  stretch x = {.lane = -1};
+  for (int64_t j = 0; j < b->m->lane[b->p->n_lanes]; j++) {
+    int64_t i = b->m->order[j];
+    if (wf_part_owner(b->p, b->m->segment[i]) != to) continue;
+    WF_TRY(see(b, to, i, b->p->row[i].len, b->m->token[i], &x, rows, index[i]));
+  }
+  return flush(b, to, &x, rows);
+}
+
+static wf_status make_spans(builder *b, int64_t n) {
+  WF_CALLOC(b->plan->span, "dist", n + 1);
+  WF_CALLOC(b->plan->pos, "dist", n + 1);
+  return WF_OK;
+}
+
+/* Where this rank's rows are in its own order: [rows of the piece], to be freed. */
+static wf_status local_rows(const wf_part *p, int64_t **index, int64_t *n) {
+  WF_CALLOC(*index, "dist", p->first[p->n_segments] + 1);
+  *n = 0;
+  for (int k = 0; k < p->n_own; k++)
+    for (int64_t i = p->first[p->own[k]]; i < p->first[p->own[k] + 1]; i++) (*index)[i] = (*n)++;
+  return WF_OK;
+}
+
+static wf_status make_fetch(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
+  builder b = {.p = p, .m = m, .k = k, .plan = &made->plan};
+  int64_t *index;
+  WF_TRY(local_rows(p, &index, &b.plan->n_spans));
+  wf_status st = make_spans(&b, b.plan->n_spans);
+  for (int to = 0; to < p->dist->layout->n_ranks && st == WF_OK; to++) {
+    int64_t rows = 0;
+    st = fetch_for(&b, to, index, &rows);
+    if (to == p->rank) b.plan->move.rows = rows;
+  }
+  wf_free(index);
+  finish(&b);
+  return st;
+}
+
+/* The rows of a document in a lane, from the j-th of the lanes' order on: *len tokens. -> the row behind. */
+int64_t wf_key_document(const wf_part *p, const wf_key_map *m, int64_t j, int64_t *len) {
+  int64_t i = m->order[j], lane = p->row[i].lane, origin = m->origin[i];
+  for (*len = 0; j < m->lane[lane + 1] && m->origin[m->order[j]] == origin; j++)
+    *len += p->row[m->order[j]].len;
+  return j;
+}
+
+static wf_status fetch_all_for(builder *b, int to, int64_t *rows) {
+  stretch x = {.lane = -1};
+  int64_t query = 0, n = 0, len;
+  for (int64_t l = 0; l < b->p->n_lanes; l++)
+    for (int64_t j = b->m->lane[l], next; j < b->m->lane[l + 1]; j = next) {
+      next = wf_key_document(b->p, b->m, j, &len);
+      WF_TRY(see(b, to, b->m->order[j], len, query, &x, rows, n));
+      query += len;
+      n++;
+    }
+  if (to == b->p->rank) b->plan->n_spans = n;
+  return flush(b, to, &x, rows);
+}
+
+static wf_status make_fetch_all(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
+  builder b = {.p = p, .m = m, .k = k, .plan = &made->plan};
+  WF_TRY(make_spans(&b, p->first[p->n_segments]));
+  for (int to = 0; to < p->dist->layout->n_ranks; to++) {
+    int64_t rows = 0;
+    WF_TRY(fetch_all_for(&b, to, &rows));
+    if (to == p->rank) b.plan->move.rows = rows;
+  }
+  finish(&b);
+  return WF_OK;
+}
+
+/* A lane whose last row leaves state gets its last tokens; others keep what they had. */
+static wf_status make_leave(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
+  builder b = {.p = p, .m = m, .k = k, .plan = &made->plan};
+  int to = wf_part_owner(p, p->n_segments - 1);
+  int64_t room = k->room;
+  for (int64_t l = 0; l < p->n_lanes; l++) {
+    int64_t i = m->lane[l] < m->lane[l + 1] ? m->order[m->lane[l + 1] - 1] : -1;
+    const wf_row *r = i < 0 ? NULL : &p->row[i];
+    int64_t at = (lane_at(p, p->n_segments - 1, l) + 1) * room; /* behind its last */
+    if (r && r->flags & WF_ROW_LEAVES) {
+      int64_t end = r->place + r->len, n = end - m->origin[i] < room ? end - m->origin[i] : room;
+      WF_TRY(bring(&b, to, l, end - n, end, at - n));
+    } else if (to == p->rank && room) { /* its state lies in the same rank's pool */
+      WF_TRY(keep(&b, l * room, at - room, room));
+    }
+  }
+  finish(&b);
+  b.plan->move.rows = p->n_own * p->n_lanes * room;
+  b.plan->move.holes = true;
+  return WF_OK;
+}
+
+static wf_status keys_plan(wf_part *p, int kind, const wf_keys *k,
+                           wf_status (*make)(const wf_part *p, const wf_key_map *m, const wf_keys *k,
+                                             wf_made_plan *plan),
+                           const wf_keys_plan **out) {
+  const wf_made_plan *x = NULL;
+  WF_TRY(wf_plan_get(p, kind, k, make, &x));
+  *out = &x->plan;
+  return WF_OK;
+}
+
+wf_status wf_keys_fetch(wf_part *p, const wf_keys *k, const wf_keys_plan **out) {
+  return keys_plan(p, WF_PLAN_FETCH, k, make_fetch, out);
+}
+wf_status wf_keys_fetch_all(wf_part *p, const wf_keys *k, const wf_keys_plan **out) {
+  return keys_plan(p, WF_PLAN_FETCH_ALL, k, make_fetch_all, out);
+}
+wf_status wf_keys_leave(wf_part *p, int64_t room, const wf_keys_plan **out) {
+  return keys_plan(p, WF_PLAN_LEAVE, &(wf_keys){.where = WF_KEYS_WINDOW, .room = room}, make_leave, out);
+}
