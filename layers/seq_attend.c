@@ -40,33 +40,37 @@ static wf_attend_span row_span(layout how, const wf_row *r, int64_t i, int64_t w
   return (wf_attend_span){r->begin, r->len, key, before, before + r->len};
 }
 
-static wf_tensor *spans(wf_run *r, layout how, int64_t window, int64_t capacity, wf_attend_span **host) {
+/* One for each row; to be freed. */
+static wf_attend_span *spans(wf_run *r, layout how, int64_t window) {
   const wf_rows *rows = r->rows;
+  int64_t capacity = r->state ? r->state->capacity : 0;
   wf_attend_span *s = wf_calloc("rows", (size_t)rows->n + 1, sizeof *s);
-  if (!s) return wf_poison(r->c, WF_ENOMEM);
-  for (int64_t i = 0; i < rows->n; i++) s[i] = row_span(how, &rows->row[i], i, window, capacity);
-  *host = s;
-  return wf_attend_spans(r->c, rows->n, s);
+  for (int64_t i = 0; s && i < rows->n; i++) s[i] = row_span(how, &rows->row[i], i, window, capacity);
+  return s;
 }
 
-/* ALiBi as a_t - b_j: positions are counted from each span's first key, since only differences matter. */
-static void alibi(wf_run *r, const wf_attend_span *span, int64_t n, int64_t pool, int64_t H,
-                  const double *slope, wf_tensor **a, wf_tensor **b) {
+/* a_t - b_j of positions: only differences matter. */
+void wf_seq_alibi(wf_ctx *c, int64_t n_spans, const wf_attend_span *span, const int64_t *pos,
+                  const double *slope, const int64_t *q, int64_t pool, wf_tensor **a, wf_tensor **b) {
+  int64_t n = q[0], H = q[1];
+  if (!slope) return;
   double *host = wf_calloc("rows", (size_t)((n + pool) * H) + 1, sizeof *host);
   if (!host) {
-    *a = *b = wf_poison(r->c, WF_ENOMEM);
+    *a = *b = wf_poison(c, WF_ENOMEM);
     return;
   }
-  for (int64_t i = 0; i < r->rows->n; i++, span++) {
+  for (int64_t i = 0; i < n_spans; i++, span++) {
+    int64_t key = pos ? pos[i] - span->distance : 0, query = key + span->distance;
     for (int64_t t = 0; t < span->queries; t++)
-      for (int64_t h = 0; h < H; h++)
-        host[(span->query + t) * H + h] = -slope[h] * (double)(span->distance + t);
+      for (int64_t h = 0; h < H; h++) host[(span->query + t) * H + h] = -slope[h] * (double)(query + t);
     for (int64_t j = 0; j < span->keys; j++)
-      for (int64_t h = 0; h < H; h++) host[(n + span->key + j) * H + h] = -slope[h] * (double)j;
+      for (int64_t h = 0; h < H; h++) host[(n + span->key + j) * H + h] = -slope[h] * (double)(key + j);
   }
-  *a = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(n, H), host);
-  *b = wf_from_host(r->c, "rows", WF_F64, WF_SHAPE(pool, H), host + n * H);
+  wf_tensor *far_a = wf_from_host(c, "rows", WF_F64, WF_SHAPE(n, H), host);
+  wf_tensor *far_b = wf_from_host(c, "rows", WF_F64, WF_SHAPE(pool, H), host + n * H);
   wf_free(host);
+  *a = *a ? wf_add(c, *a, far_a) : far_a;
+  *b = *b ? wf_add(c, *b, far_b) : far_b;
 }
 
 wf_tensor *wf_seq_log_position(wf_run *r, wf_dtype dtype) {
@@ -95,42 +99,31 @@ static wf_tensor *pool_of(wf_run *r, layout how, int slot, wf_tensor *x, int64_t
 
 wf_tensor *wf_seq_attend(wf_run *r, const wf_seq_attend_slots *slots, const wf_seq_attend_in *in,
                          const wf_attend_options *o) {
-  if (r->part) return wf_poison(r->c, WF_FAIL(WF_EUNSUPPORTED, "attention does not run over ranks yet"));
+  wf_tensor *unread, **lse = in->lse ? in->lse : &unread;
   if (wf_is_poison(in->q) || wf_is_poison(in->k) || wf_is_poison(in->v) || (in->c && wf_is_poison(in->c)))
-    return wf_poison(r->c, WF_OK);
+    return *lse = wf_poison(r->c, WF_OK);
+  if (r->part) return wf_seq_attend_ranks(r, slots, in, o, lse);
   layout how = layout_of(r, o->window);
-  int64_t capacity = r->state ? r->state->capacity : 0;
-  wf_attend_span *host = NULL;
-  wf_tensor *span = spans(r, how, o->window, capacity, &host);
+  wf_attend_span *host = spans(r, how, o->window);
+  if (!host) return *lse = wf_poison(r->c, WF_ENOMEM);
   wf_tensor *k = pool_of(r, how, slots->k, in->k, o->window);
   wf_tensor *v = pool_of(r, how, slots->v, in->v, o->window);
   wf_tensor *a = in->c, *b = in->c ? pool_of(r, how, slots->c, in->c, o->window) : NULL;
-  if (in->slope && host && !wf_is_poison(k)) {
-    wf_tensor *far_a, *far_b;
-    alibi(r, host, in->q->shape[0], k->shape[0], in->q->shape[1], in->slope, &far_a, &far_b);
-    a = a ? wf_add(r->c, a, far_a) : far_a;
-    b = b ? wf_add(r->c, b, far_b) : far_b;
-  }
+  if (!wf_is_poison(k))
+    wf_seq_alibi(r->c, r->rows->n, host, NULL, in->slope, in->q->shape, k->shape[0], &a, &b);
+  wf_tensor *span = wf_attend_spans(r->c, r->rows->n, host);
   wf_free(host);
-  wf_tensor *lse;
-  return wf_attend_lse(r->c, in->q, k, v, span, a, b, in->sink, o, in->lse ? in->lse : &lse);
+  return wf_attend_lse(r->c, in->q, k, v, span, a, b, in->sink, o, lse);
 }
 
 /* ---- segments and dilation ---- */
 
-/* Where the keys of a document row lie: that of position p at `zero` + p in the pool, from `oldest` on. */
-static void keys_of(layout how, const wf_row *d, int64_t i, int64_t window, int64_t capacity, int64_t *zero,
-                    int64_t *oldest) {
-  wf_attend_span span = row_span(how, d, i, window, capacity);
-  *zero = span.key + span.distance - d->pos;
-  *oldest = d->pos - span.distance;
-}
-
 /* The rows of one pattern in a layout where pairs of token and head are tokens of one head: what head h keeps
- * of a segment is one row, dilation x heads apart. Those of one document row go to `span`; -> their number.
- */
-static int64_t pattern_rows(const wf_row *d, int64_t zero, int64_t oldest, const wf_seq_pattern *p, int64_t H,
+ * of a segment is one row, dilation x heads apart. Those of a document row whose span is `of` go to `span`;
+ * -> their number. */
+static int64_t pattern_rows(const wf_row *d, const wf_attend_span *of, const wf_seq_pattern *p, int64_t H,
                             wf_attend_span *span) {
+  int64_t oldest = d->pos - of->distance, zero = of->key - oldest; /* the key of position p is zero + p */
   int64_t rows = 0, end = d->pos + d->len, w = p->segment, r = p->dilation;
   for (int64_t from = d->pos / w * w; from < end; from += w)
     for (int64_t h = 0; h < H; h++) {
@@ -147,18 +140,14 @@ static int64_t pattern_rows(const wf_row *d, int64_t zero, int64_t oldest, const
   return rows;
 }
 
-static wf_tensor *pattern_spans(wf_run *r, layout how, int64_t window, const wf_seq_pattern *p, int64_t H) {
+static wf_tensor *pattern_spans(wf_run *r, const wf_attend_span *of, const wf_seq_pattern *p, int64_t H) {
   const wf_rows *rows = r->rows;
-  int64_t capacity = r->state ? r->state->capacity : 0, n = 0;
+  int64_t n = 0;
   wf_attend_span *host = NULL;
   for (int pass = 0; pass < 2; pass++) { /* count, then write */
     wf_attend_span *at = host;
     n = 0;
-    for (int64_t i = 0; i < rows->n; i++) {
-      int64_t zero, oldest;
-      keys_of(how, &rows->row[i], i, window, capacity, &zero, &oldest);
-      n += pattern_rows(&rows->row[i], zero, oldest, p, H, at ? at + n : NULL);
-    }
+    for (int64_t i = 0; i < rows->n; i++) n += pattern_rows(&rows->row[i], of + i, p, H, at ? at + n : NULL);
     if (!host) host = wf_alloc("rows", (size_t)(n + 1) * sizeof *host);
     if (!host) return wf_poison(r->c, WF_ENOMEM);
   }
@@ -173,22 +162,39 @@ static wf_tensor *as_pairs(wf_ctx *c, wf_tensor *x) {
   return wf_is_contiguous(x) ? wf_same_variable(x, 3, shape) : wf_reshape(c, x, 3, shape);
 }
 
+/* The keys that the patterns show, and the spans of the rows; *own are to be freed. */
+static const wf_attend_span *dilated_keys(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor **kv,
+                                          int64_t window, int n, const wf_seq_pattern *pattern,
+                                          wf_attend_span **own) {
+  const int slot[] = {slots->k, slots->v};
+  int64_t longest = 0;
+  for (int i = 0; i < n; i++)
+    if (pattern[i].segment > longest) longest = pattern[i].segment;
+  *own = NULL;
+  if (r->part) return wf_seq_fetch(r, window, longest, 2, slot, (wf_tensor *[]){kv[0], kv[1]}, kv);
+  layout how = layout_of(r, window);
+  for (int i = 0; i < 2; i++) kv[i] = pool_of(r, how, slot[i], kv[i], window);
+  return *own = spans(r, how, window);
+}
+
 wf_tensor *wf_seq_dilated(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor *q, wf_tensor *k,
                           wf_tensor *v, int64_t window, int n, const wf_seq_pattern *pattern, double scale) {
   wf_ctx *c = r->c;
-  if (r->part) return wf_poison(c, WF_FAIL(WF_EUNSUPPORTED, "attention does not run over ranks yet"));
-  layout how = layout_of(r, window);
+  wf_tensor *kv[] = {k, v}, *o[WF_SEQ_PATTERNS], *lse[WF_SEQ_PATTERNS];
   if (wf_is_poison(q) || wf_is_poison(k) || wf_is_poison(v)) return wf_poison(c, WF_OK);
-  k = pool_of(r, how, slots->k, k, window);
-  v = pool_of(r, how, slots->v, v, window);
-  if (wf_is_poison(k) || wf_is_poison(v)) return wf_poison(c, WF_OK);
   int64_t H = q->shape[1], V = v->shape[2];
-  q = as_pairs(c, q), k = as_pairs(c, k), v = as_pairs(c, v);
-  wf_tensor *o[WF_SEQ_PATTERNS], *lse[WF_SEQ_PATTERNS];
+  wf_attend_span *own;
+  const wf_attend_span *span = dilated_keys(r, slots, kv, window, n, pattern, &own);
+  if (!span || wf_is_poison(kv[0]) || wf_is_poison(kv[1])) {
+    wf_free(own);
+    return wf_poison(c, span ? WF_OK : WF_ENOMEM);
+  }
+  q = as_pairs(c, q), k = as_pairs(c, kv[0]), v = as_pairs(c, kv[1]);
   for (int i = 0; i < n; i++) {
     wf_attend_options opts = {.scale = scale, .stride = pattern[i].dilation * H};
-    wf_tensor *span = pattern_spans(r, how, window, &pattern[i], H);
-    o[i] = wf_attend_lse(c, q, k, v, span, NULL, NULL, NULL, &opts, &lse[i]);
+    o[i] =
+        wf_attend_lse(c, q, k, v, pattern_spans(r, span, &pattern[i], H), NULL, NULL, NULL, &opts, &lse[i]);
   }
+  wf_free(own);
   return wf_reshape(c, wf_merge(c, n, o, lse), WF_SHAPE(-1, H, V));
 }

@@ -31,4 +31,19 @@ typedef struct wf_relay {
  * ...]; y poison on failure. */
 void wf_seq_relay(wf_run *r, const wf_relay *relay, wf_tensor *const *x, wf_tensor **y);
 
+/* ---- attend over ranks: seq_attend_ranks.c ---- */
+
+/* wf_seq_attend, with a part. */
+wf_tensor *wf_seq_attend_ranks(wf_run *r, const wf_seq_attend_slots *slots, const wf_seq_attend_in *in,
+                               const wf_attend_options *o, wf_tensor **lse);
+/* The keys that this rank's queries see, themselves and the reach - 1 before them (0: all), as pools y[n] of
+ * x[n], whose slots are those of attention with that window; leaves state. -> the spans of the rows, NULL and
+ * poison on failure. n <= 3. */
+const wf_attend_span *wf_seq_fetch(wf_run *r, int64_t window, int64_t reach, int n, const int *slot,
+                                   wf_tensor *const *x, wf_tensor **y);
+/* Adds ALiBi to the terms a [n, H], b [pool, H] of the scores (NULL: none yet) of q [n, H, ..]: the i-th of
+ * the spans has its first query at pos[i] (NULL: spans share no key). Nothing where slope is NULL. */
+void wf_seq_alibi(wf_ctx *c, int64_t n_spans, const wf_attend_span *span, const int64_t *pos,
+                  const double *slope, const int64_t *q, int64_t pool, wf_tensor **a, wf_tensor **b);
+
 #endif

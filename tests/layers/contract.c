@@ -292,6 +292,7 @@ typedef struct shared {
   const char *const *blocks;
   const wf_trial_options *o;
   const wf_layout *layout;
+  wf_dist_attention attention;
   int64_t stream, numel;
   pthread_mutex_t lock;
   double *grad, loss; /* sums over ranks */
@@ -299,7 +300,7 @@ typedef struct shared {
 
 static void one_rank(wf_comm *comm, void *arg) {
   shared *s = arg;
-  wf_dist dist = {comm, s->layout};
+  wf_dist dist = {comm, s->layout, s->attention};
   wf_trial x;
   wf_trial_make(&x, s->n_blocks, s->blocks, s->o);
   x.dist = &dist;
@@ -318,42 +319,51 @@ static const int64_t shares[][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 
                                      {9, 1, 5, 2, 0, 3, 7, 1, 1, 2, 1, 4, 1, 1, 3, 1}};
 
 static void ranks_agree(int n_blocks, const char *const *blocks, const wf_trial_options *o, int n,
-                        wf_layout_kind kind, int uneven, int64_t stream, wf_trial *x, const double *plain,
-                        double loss) {
+                        wf_layout_kind kind, int uneven, int64_t stream, wf_dist_attention attention,
+                        wf_trial *x, const double *plain, double loss) {
   wf_layout *layout;
   OK(wf_layout_create(kind, n, shares[uneven], &layout));
-  shared s = {.n_blocks = n_blocks, .blocks = blocks, .o = o, .layout = layout, .stream = stream};
+  shared s = {.n_blocks = n_blocks,
+              .blocks = blocks,
+              .o = o,
+              .layout = layout,
+              .attention = attention,
+              .stream = stream};
   s.grad = wf_calloc("test", (size_t)x->numel, sizeof *s.grad);
   pthread_mutex_init(&s.lock, NULL);
   wf_ranks_run(n, one_rank, &s);
   pthread_mutex_destroy(&s.lock);
   char what[120];
-  snprintf(what, sizeof what, "%d ranks, %s, %s, stream %lld, packed %d, recompute %d", n,
-           kind == WF_LAYOUT_ZIGZAG ? "zigzag" : "contiguous", uneven ? "uneven" : "even", (long long)stream,
-           o->packed, o->recompute);
+  snprintf(what, sizeof what, "%d ranks, %s, %s, attention %d, stream %lld, packed %d, recompute %d", n,
+           kind == WF_LAYOUT_ZIGZAG ? "zigzag" : "contiguous", uneven ? "uneven" : "even", (int)attention,
+           (long long)stream, o->packed, o->recompute);
   ck_assert_msg(fabs(s.loss - loss) <= 1e-10 * fabs(loss), "%s: loss %.17g, not %.17g", what, s.loss, loss);
   agree(x, what, s.grad, plain);
   wf_free(s.grad);
   wf_layout_free(layout);
 }
 
-void wf_trial_ranks(int n_blocks, const char *const *blocks) {
+void wf_trial_ranks_by(int n_blocks, const char *const *blocks, wf_dist_attention attention) {
   for (int k = 0; k < 4; k++) {
     wf_trial_options o = {.dtype = WF_F64, .dropout = k == 3 ? 0.2 : 0, .packed = k & 1, .recompute = k & 2};
     wf_trial x;
     wf_trial_make(&x, n_blocks, blocks, &o);
     double *plain = wf_calloc("test", (size_t)x.numel, sizeof *plain), loss;
     wf_trial_gradient(&x, 0, plain, &loss);
-    static const int ranks[] = {1, 2, 3, 5};
+    const int ranks[] = {1, 2, 3, attention == WF_ATTENTION_ALL_TO_ALL ? 6 : 5};
     for (int i = k & 1; i < 4; i += 1 + (k > 1)) {
-      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_CONTIGUOUS, k & 1, 0, &x, plain, loss);
-      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_ZIGZAG, !(k & 1), 0, &x, plain, loss);
+      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_CONTIGUOUS, k & 1, 0, attention, &x, plain, loss);
+      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_ZIGZAG, !(k & 1), 0, attention, &x, plain, loss);
       ranks_agree(n_blocks, blocks, &o, ranks[i], i & 1 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, k > 1, 9,
-                  &x, plain, loss);
+                  attention, &x, plain, loss);
     }
     wf_free(plain);
     wf_trial_free(&x);
   }
+}
+
+void wf_trial_ranks(int n_blocks, const char *const *blocks) {
+  wf_trial_ranks_by(n_blocks, blocks, WF_ATTENTION_AUTO);
 }
 
 static void gradients_agree(int n_blocks, const char *const *blocks, const wf_trial_options *o) {

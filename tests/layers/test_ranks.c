@@ -18,6 +18,33 @@ RANKS_TEST(mlstm, "mlstm heads=2 / swiglu width=7", "slstm heads=2 / -")
 RANKS_TEST(mamba, "mamba / -", "mamba2 head_dim=6 / -")
 RANKS_TEST(serial, "ttt heads=2 / -", "lstm / -")
 
+/* ---- attention: every way ---- */
+
+#define ATTENTION_TEST(name, ...)                                                            \
+  START_TEST(name) {                                                                         \
+    static const char *const blocks[] = {__VA_ARGS__};                                       \
+    wf_trial_ranks_by((int)(sizeof blocks / sizeof *blocks), blocks, (wf_dist_attention)_i); \
+    ck_assert_int_eq(wf_mem_live(), 0);                                                      \
+  }                                                                                          \
+  END_TEST
+
+ATTENTION_TEST(attention, "attention heads=6 kv_heads=2 qk_norm=true / swiglu width=7",
+               "attention heads=6 head_dim=5 kv_heads=1 position=alibi sinks=true softcap=4 / -")
+ATTENTION_TEST(gated,
+               "attention heads=6 kv_heads=3 position=none forget_gate=true output_gate=true sinks=true / -",
+               "attention heads=6 position=alibi forget_gate=true / -")
+ATTENTION_TEST(sigmoid, "attention heads=6 kind=sigmoid sigmoid_length=9 temperature=both / -")
+ATTENTION_TEST(hybrid, "simple_gla heads=2 / -", "attention heads=6 kv_heads=2 / swiglu width=7",
+               "mamba2 head_dim=6 + attention heads=6 / -")
+RANKS_TEST(windows, "attention heads=6 kv_heads=2 window=5 sinks=true / -",
+           "attention heads=3 window=9 position=alibi forget_gate=true / -", "attention heads=2 window=1 / -")
+RANKS_TEST(longnet, "longnet heads=3 segments=4,8,16 dilations=1,2,3 / -",
+           "longnet heads=2 segments=3,6 dilations=2,1 fixed_state=true / -")
+RANKS_TEST(infini_attention, "infini_attention heads=2 segment=5 / -")
+RANKS_TEST(titans_mac, "titans heads=2 variant=mac segment=5 persistent=2 / -")
+RANKS_TEST(titans_beside, "titans heads=2 variant=mag segment=5 window=6 / -",
+           "titans heads=2 variant=mal segment=3 window=4 / -")
+
 static Suite *suite(void) {
   Suite *s = suite_create("ranks");
   TCase *t = tcase_create("ranks");
@@ -28,6 +55,20 @@ static Suite *suite(void) {
   tcase_add_test(t, mamba);
   tcase_add_test(t, serial);
   suite_add_tcase(s, t);
+
+  TCase *a = tcase_create("attention");
+  tcase_set_timeout(a, 300);
+  const int ways = WF_ATTENTION_ALL_TO_ALL + 1;
+  tcase_add_loop_test(a, attention, 0, ways);
+  tcase_add_loop_test(a, gated, 0, ways);
+  tcase_add_loop_test(a, sigmoid, 0, ways);
+  tcase_add_loop_test(a, hybrid, 0, ways);
+  tcase_add_test(a, windows);
+  tcase_add_test(a, longnet);
+  tcase_add_test(a, infini_attention);
+  tcase_add_test(a, titans_mac);
+  tcase_add_test(a, titans_beside);
+  suite_add_tcase(s, a);
   return s;
 }
 
