@@ -205,9 +205,14 @@ START_TEST(mistakes_are_found) {
 }
 END_TEST
 
+static void nothing_is_left(void) {
+  if (!wf_ranks_launched()) ck_assert_int_eq(wf_mem_live(), 0);
+}
+
 static Suite *suite(void) {
   Suite *s = suite_create("buckets");
   TCase *t = tcase_create("buckets");
+  tcase_add_checked_fixture(t, NULL, nothing_is_left);
   tcase_add_loop_test(t, sums, 0, N_SIZES);
   tcase_add_loop_test(t, matrices_are_divided_evenly, 0, N_SIZES);
   tcase_add_loop_test(t, mistakes_are_found, 0, N_SIZES);

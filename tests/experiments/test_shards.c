@@ -339,9 +339,14 @@ START_TEST(checkpoints_do_not_show_ranks) {
 }
 END_TEST
 
+static void nothing_is_left(void) {
+  ck_assert_int_eq(wf_mem_live(), 0);
+}
+
 static Suite *suite(void) {
   Suite *s = suite_create("shards");
   TCase *t = tcase_create("shards");
+  tcase_add_checked_fixture(t, NULL, nothing_is_left);
   tcase_add_loop_test(t, gradients_are_those_of_all_ranks, 0, 5);
   tcase_add_loop_test(t, ranks_that_differ_are_found, 0, 8);
   tcase_add_test(t, checkpoints_do_not_show_ranks);
