@@ -84,11 +84,14 @@ static void one_step(wf_buckets *b, const layout *l, wf_flat *flat, int step) {
   int rank = wf_comm_rank(b->comm), size = wf_comm_size(b->comm), order[PARTS];
   wf_comm_counts before = wf_comm_count(b->comm);
   for (int f = 0; f < FLATS; f++)
-    for (int64_t i = 0; i < l->n[f]; i++) put(flat[f].grad, i, value(rank, i + f + step));
+    for (int64_t i = 0; i < l->n[f]; i++) put(flat[f].grad, i, 1e4);
   scramble(order, rank, step);
   for (int i = 0; i < PARTS; i++) {
     if (step == 0 && i == PARTS / 2) /* in that order, sums start on the way */
       WF_RANK_ASSERT(b->started > 0 || b->n <= FLATS, "none of %d buckets has started", b->n);
+    const wf_flat_part *p = &l->part[order[i]]; /* written last of all */
+    for (int64_t e = p->begin; e < p->begin + p->n; e++)
+      put(flat[p->flat].grad, e, value(rank, e + p->flat + step));
     wf_buckets_final(b, order[i]);
   }
   WF_RANK_ASSERT(b->started == b->n, "%d of %d buckets have started", b->started, b->n);
