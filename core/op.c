@@ -278,3 +278,9 @@ wf_tensor *wf_op_apply(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *i
   if (out) memcpy(out, made, (size_t)n * sizeof *out);
   return made[0];
 }
+
+wf_tensor *wf_op_apply_rows(wf_ctx *c, const wf_rows *rows, const wf_op *op, int n_in, wf_tensor *const *in,
+                            const void *attr, wf_tensor **out) {
+  if (!rows->carrier) return wf_op_apply(c, op, n_in, in, attr, out);
+  return rows->carrier->apply(rows->carrier, c, op, n_in, in, attr, out);
+}

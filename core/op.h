@@ -14,7 +14,7 @@
 #ifndef WF_CORE_OP_H
 #define WF_CORE_OP_H
 
-#include "core/tensor.h"
+#include "core/rows.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -56,6 +56,27 @@ typedef struct wf_vjp {
 } wf_vjp;
 
 typedef wf_status (*wf_cpu_fn)(const wf_call *call);
+
+/* How what precedes a run of rows acts on the state S of a lane that they carry on: S -> A S + B. B is what
+ * they leave from nothing; A is known by itself. */
+typedef enum wf_carry_kind {
+  WF_CARRY_ADD,   /* S + B */
+  WF_CARRY_PAIR,  /* S + B as pairs (high, low) [.., 2, d] */
+  WF_CARRY_SCALE, /* A . S + B, each element of A for a run of S */
+  WF_CARRY_DENSE, /* A S + B, A [.., K, K], S [.., K, V] */
+  WF_CARRY_MAX    /* max(A + S, B), A as in SCALE */
+} wf_carry_kind;
+
+/* What an op with a state tells those who run it on a sequence that is cut (dist/segments.h). Calls have the
+ * op's inputs and attr; they read the state given and the rows of the table given. */
+typedef struct wf_carry {
+  int state, init, table, left;               /* the state's places: inputs; the output */
+  signed char in[WF_MAX_IN], out[WF_MAX_OUT]; /* the dimension of heads or channels, which know nothing of
+                                                 each other; -1: all of it belongs to each */
+  wf_carry_kind (*kind)(const wf_call *call, wf_desc *A);
+  wf_status (*factor)(const wf_call *call);  /* out[0] = A of rows that take and leave; other lanes: I */
+  wf_status (*advance)(const wf_call *call); /* out[0] = the state output alone */
+} wf_carry;
 
 /* One kernel's entry points by real type and instruction set. */
 typedef struct wf_cpu_kernel {
@@ -115,7 +136,8 @@ struct wf_op {
   const char *nondiff; /* why there is no vjp; WF_NONDIFF("...") */
 
   const wf_cpu_kernel *cpu;
-  wf_cpu_fn cuda; /* WF_CUDA_FN(name) */
+  wf_cpu_fn cuda;        /* WF_CUDA_FN(name) */
+  const wf_carry *carry; /* NULL: the op has no state along rows, or one that nobody cuts */
 
   void (*cost)(const wf_call *call, double *flops,
                double *bytes); /* of the kernel; NULL: bytes of in + out */
@@ -129,6 +151,15 @@ struct wf_op {
  * scope (poison on failure). Returns out[0]. */
 wf_tensor *wf_op_apply(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, const void *attr,
                        wf_tensor **out);
+
+/* Who applies the ops with a state whose rows go on elsewhere: wf_rows.carrier. */
+struct wf_carrier {
+  wf_tensor *(*apply)(const wf_carrier *self, wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in,
+                      const void *attr, wf_tensor **out);
+};
+/* wf_op_apply by the carrier of `rows`, where they have one. */
+wf_tensor *wf_op_apply_rows(wf_ctx *c, const wf_rows *rows, const wf_op *op, int n_in, wf_tensor *const *in,
+                            const void *attr, wf_tensor **out);
 
 /* Run into given outputs, never recorded. `add` as in wf_call. Inputs are made contiguous as the op asks. */
 wf_status wf_op_run(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, const void *attr, int n_out,

@@ -214,6 +214,12 @@ typedef struct wf_scan_in {
 wf_tensor *wf_scan(wf_ctx *c, const wf_scan_in *in, wf_tensor *state, const wf_rows *rows,
                    const wf_scan_options *o, wf_tensor **state_out);
 
+/* ---- compose.c: not recorded ---- */
+/* The state maps (a2, b2) after (a1, b1) of one kind (core/op.h), lanes first, linked as `link` [lanes] u8
+ * (core/rows.h) says of the later -> b, and a where it is not NULL. `turned`: those of gradients. */
+wf_status wf_compose_into(wf_ctx *c, wf_carry_kind kind, bool turned, wf_tensor *link, wf_tensor *a2,
+                          wf_tensor *b2, wf_tensor *a1, wf_tensor *b1, wf_tensor *a, wf_tensor *b);
+
 /* ---- gates.c, normalise.c: exponential gates and the normalised read around a recurrence (mixers 7) ---- */
 /* The gates of a recurrence whose state is stored times e^{-m}, m the stabiliser and drop = m_{t-1} - m_t
  * (scan_max; both constant in the backward): g = f + drop <= 0, the log decay; w = e^{i - m} <= 1, the weight

@@ -23,6 +23,13 @@ enum {
   WF_ROW_LEAVES = 2 /* leaves its final state in its lane; otherwise drops it */
 };
 
+/* What a run of rows does to the state of one lane. */
+typedef enum wf_link {
+  WF_LINK_PASS, /* no row leaves one: it stays as it was */
+  WF_LINK_SET,  /* a row that began fresh leaves one: what was before is forgotten */
+  WF_LINK_CHAIN /* one row takes it and leaves it */
+} wf_link;
+
 typedef struct wf_row {
   int64_t begin; /* its first token among the n_tokens of the call */
   int64_t len;   /* tokens; at least 1 */
@@ -36,6 +43,8 @@ typedef struct wf_row {
 /* The columns of the table tensor are the fields of wf_row in their order. */
 enum { WF_ROW_COLS = 7 };
 
+typedef struct wf_carrier wf_carrier; /* core/op.h */
+
 typedef struct wf_rows {
   int64_t n, n_tokens, n_lanes;
   wf_row *row;      /* [n], by begin; rows tile 0 .. n_tokens-1 */
@@ -44,6 +53,8 @@ typedef struct wf_rows {
   wf_tensor *index; /* [n_tokens] i32: the same, for tables of learned positions */
   wf_tensor *key;   /* [n_tokens, 2] i64: sequence number and place in the sequence, for random numbers */
   bool fresh;       /* no row takes and no row leaves state */
+  const wf_carrier
+      *carrier; /* NULL, or who brings what rows take from elsewhere, and takes what they leave */
 } wf_rows;
 
 /* Validates and copies `row`; tensors are made in `c` and belong to the rows, not to a scope.

@@ -11,6 +11,7 @@
 #define WF_DIST_PART_H
 
 #include "dist/comm.h"
+#include "dist/cost.h"
 #include "dist/layout.h"
 
 #ifdef __cplusplus
@@ -26,19 +27,25 @@ typedef enum wf_dist_attention {
   WF_ATTENTION_ALL_TO_ALL /* tokens become heads and back; the ranks divide the heads */
 } wf_dist_attention;
 
+/* How states go from segment to segment. */
+typedef enum wf_transport {
+  WF_TRANSPORT_AUTO,   /* what the cost model says, for each scan */
+  WF_TRANSPORT_SERIAL, /* one segment runs after the other */
+  WF_TRANSPORT_PIPE,   /* the same block of heads by block of heads, for one segment a rank */
+  WF_TRANSPORT_RELAY,  /* what segments make of a state is summed up first; see chain.h */
+  WF_TRANSPORT_GATHER,
+  WF_TRANSPORT_LOG
+} wf_transport;
+
 /* How a group of ranks shares sequences. */
 typedef struct wf_dist {
   wf_comm *comm; /* of the ranks that share a sequence */
   const wf_layout *layout;
   wf_dist_attention attention;
+  wf_transport transport;
+  int blocks;    /* of heads or channels that a scan's messages are divided into; 0: as the cost model says */
+  wf_cost *cost; /* NULL: the default one; counts the scans */
 } wf_dist;
-
-/* What a segment does to the state of one lane. */
-typedef enum wf_link {
-  WF_LINK_PASS, /* no row leaves one: it stays as it was */
-  WF_LINK_SET,  /* a row that began fresh leaves one: what was before is forgotten */
-  WF_LINK_CHAIN /* one row takes it and leaves it */
-} wf_link;
 
 typedef struct wf_part {
   const wf_dist *dist;

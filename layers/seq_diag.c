@@ -42,31 +42,35 @@ static wf_relay relay_of(wf_relay_body body, const diag_arg *arg, int n_x, int n
 
 wf_tensor *wf_seq_diag(wf_run *r, int slot, wf_tensor *x, wf_tensor *g, wf_tensor *init) {
   wf_state *s = r->state;
-  if (r->part) {
+  wf_seq_rows to;
+  if (wf_seq_serial_segments(r)) {
     wf_relay relay = relay_of(diag_body, &(diag_arg){slot, init, NULL}, 2, 1);
     wf_tensor *y;
     wf_seq_relay(r, &relay, (wf_tensor *[]){x, g}, &y);
     return y;
   }
   if (!s) return wf_scan_diag(r->c, x, g, NULL, init, r->rows, NULL);
-  return wf_scan_diag(r->c, x, g, wf_state_in(s, slot), init, r->rows, wf_state_out(s, slot));
+  return wf_scan_diag(r->c, x, g, wf_state_in(s, slot), init, wf_seq_carried(r, &to), wf_state_out(s, slot));
 }
 
 wf_tensor *wf_seq_sum(wf_run *r, int slot, wf_tensor *x) {
   wf_state *s = r->state;
-  if (r->part) {
+  wf_seq_rows to;
+  if (wf_seq_serial_segments(r)) {
     wf_relay relay = relay_of(sum_body, &(diag_arg){slot, NULL, NULL}, 1, 1);
     wf_tensor *y;
     wf_seq_relay(r, &relay, &x, &y);
     return y;
   }
   if (!s) return wf_scan_sum(r->c, x, true, NULL, NULL, r->rows, NULL);
-  return wf_scan_sum(r->c, x, true, wf_state_in(s, slot), NULL, r->rows, wf_state_out(s, slot));
+  return wf_scan_sum(r->c, x, true, wf_state_in(s, slot), NULL, wf_seq_carried(r, &to),
+                     wf_state_out(s, slot));
 }
 
 wf_tensor *wf_seq_max(wf_run *r, int slot, wf_tensor *x, wf_tensor *g, wf_tensor *init, wf_tensor **drop) {
   wf_state *s = r->state;
-  if (r->part) {
+  wf_seq_rows to;
+  if (wf_seq_serial_segments(r)) {
     wf_relay relay = relay_of(max_body, &(diag_arg){slot, init, NULL}, 2, 2);
     wf_tensor *y[2];
     relay.no_gradient = true;
@@ -75,7 +79,8 @@ wf_tensor *wf_seq_max(wf_run *r, int slot, wf_tensor *x, wf_tensor *g, wf_tensor
     return y[0];
   }
   if (!s) return wf_scan_max(r->c, x, g, NULL, init, r->rows, drop, NULL);
-  return wf_scan_max(r->c, x, g, wf_state_in(s, slot), init, r->rows, drop, wf_state_out(s, slot));
+  return wf_scan_max(r->c, x, g, wf_state_in(s, slot), init, wf_seq_carried(r, &to), drop,
+                     wf_state_out(s, slot));
 }
 
 wf_status wf_seq_selective_state(wf_build *b, const char *name, int64_t d, int64_t N, int *slot) {
@@ -84,12 +89,13 @@ wf_status wf_seq_selective_state(wf_build *b, const char *name, int64_t d, int64
 
 wf_tensor *wf_seq_selective(wf_run *r, int slot, const wf_selective_in *in) {
   wf_state *s = r->state;
-  if (r->part) {
+  wf_seq_rows to;
+  if (wf_seq_serial_segments(r)) {
     wf_relay relay = relay_of(selective_body, &(diag_arg){slot, NULL, in}, 4, 1);
     wf_tensor *y;
     wf_seq_relay(r, &relay, (wf_tensor *[]){in->x, in->dt, in->B, in->C}, &y);
     return y;
   }
   if (!s) return wf_selective_scan(r->c, in, NULL, r->rows, NULL);
-  return wf_selective_scan(r->c, in, wf_state_in(s, slot), r->rows, wf_state_out(s, slot));
+  return wf_selective_scan(r->c, in, wf_state_in(s, slot), wf_seq_carried(r, &to), wf_state_out(s, slot));
 }

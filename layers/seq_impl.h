@@ -2,7 +2,25 @@
 #ifndef WF_LAYERS_SEQ_IMPL_H
 #define WF_LAYERS_SEQ_IMPL_H
 
+#include "dist/segments.h"
 #include "layers/seq.h"
+
+/* The rows of `r` for an op with a state: over ranks, with a carrier for its states. */
+typedef struct wf_seq_rows {
+  wf_rows rows;
+  wf_segments by;
+} wf_seq_rows;
+static inline const wf_rows *wf_seq_carried(const wf_run *r, wf_seq_rows *to) {
+  if (!r->part) return r->rows;
+  to->by = wf_segments_of(r->part);
+  to->rows = *r->rows;
+  to->rows.carrier = &to->by.carrier;
+  return &to->rows;
+}
+/* Are the segments to run one after the other, by wf_seq_relay? */
+static inline bool wf_seq_serial_segments(const wf_run *r) {
+  return r->part && !wf_segments_serve(r->part);
+}
 
 enum { WF_RELAY_MAX = 32 };
 

@@ -19,7 +19,8 @@ static void scan_body(wf_run *r, const void *arg, wf_tensor *const *x, wf_tensor
 
 wf_tensor *wf_seq_scan(wf_run *r, int slot, const wf_scan_in *in, const wf_scan_options *o) {
   wf_state *s = r->state;
-  if (r->part) {
+  wf_seq_rows to;
+  if (wf_seq_serial_segments(r)) {
     scan_arg arg = {slot, in->init, o};
     wf_relay relay = {.slot = slot, .n_state = 1, .n_x = 6, .n_y = 1, .body = scan_body, .arg = &arg};
     wf_tensor *y, *x[] = {in->q, in->k, in->v, in->g, in->w, in->beta};
@@ -27,5 +28,5 @@ wf_tensor *wf_seq_scan(wf_run *r, int slot, const wf_scan_in *in, const wf_scan_
     return y;
   }
   if (!s) return wf_scan(r->c, in, NULL, r->rows, o, NULL);
-  return wf_scan(r->c, in, wf_state_in(s, slot), r->rows, o, wf_state_out(s, slot));
+  return wf_scan(r->c, in, wf_state_in(s, slot), wf_seq_carried(r, &to), o, wf_state_out(s, slot));
 }

@@ -56,10 +56,12 @@ typedef struct attend_grad_attr {
 
 /* ---- scan ---- */
 
+enum { WF_STATE_ALONE = 2 }; /* `leaves` of scans: the state that is left is the only output */
+
 typedef struct scan_attr {
   wf_scan_options o;
   int64_t lanes;
-  int32_t leaves; /* is there an output state */
+  int32_t leaves; /* is there an output state; WF_STATE_ALONE: nothing else */
   int32_t want;   /* of the gradient: bits 0 q, 1 k, 2 v, 3 g, 4 w, 5 state, 6 init */
 } scan_attr;
 

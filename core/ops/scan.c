@@ -2,7 +2,10 @@
  * chooses among them. Kernels: scan_impl.h (the driver) and scan_<member>.c.
  */
 #ifndef WF_KERNEL_PASS
+#  include "core/ops/carry_impl.h"
 #  include "core/ops/scan_impl.h"
+
+#  include <string.h>
 
 static wf_status check(const scan_shape *shape, const wf_call *call, wf_desc *state) {
   const scan_attr *a = call->attr;
@@ -86,6 +89,50 @@ wf_status wf_scan_vjp(const wf_op *grad, const wf_vjp *g) {
   return n ? wf_op_run(g->ctx, grad, SCAN_INS, in, &a, n, out, add) : WF_OK;
 }
 
+/* ---- the state across cuts ---- */
+
+wf_carry_kind wf_scan_carry(const scan_shape *shape, const wf_call *call, wf_desc *A) {
+  const wf_tensor *q = call->in[SCAN_Q], *v = call->in[SCAN_V];
+  int64_t size[] = {((const scan_attr *)call->attr)->lanes, v->shape[1], q->shape[2], q->shape[2]};
+  if (!shape->delta && !call->in[SCAN_G]) return WF_CARRY_ADD;
+  wf_desc_set(A, q->dtype, shape->delta ? 4 : shape->g_dims, size);
+  return shape->delta ? WF_CARRY_DENSE : WF_CARRY_SCALE;
+}
+
+wf_status wf_scan_advance(const wf_call *call) {
+  scan_attr a = *(const scan_attr *)call->attr;
+  a.leaves = WF_STATE_ALONE;
+  return wf_op_run(call->ctx, call->op, SCAN_DO, call->in, &a, 1, call->out, 0);
+}
+
+/* The delta rule's product of factors a (I - beta k^T k) is what becomes of the identity where nothing is
+ * written; else e^{sum of log decays}. */
+wf_status wf_scan_factor(const scan_shape *shape, const wf_call *call) {
+  int64_t lanes = ((const scan_attr *)call->attr)->lanes;
+  if (!shape->delta)
+    return wf_fade_into(call->ctx, call->in[SCAN_G], call->in[SCAN_TABLE], NULL, true, call->out[0]);
+  const wf_tensor *k = call->in[SCAN_K], *v = call->in[SCAN_V];
+  int64_t K = k->shape[2], H = v->shape[1];
+  wf_scope scope = wf_scope_open(call->ctx);
+  wf_tensor *in[SCAN_DO];
+  memcpy(in, call->in, sizeof in);
+  wf_tensor *one = wf_zeros(call->ctx, "scan", k->dtype, WF_SHAPE(K, K)),
+            *none = wf_zeros(call->ctx, "scan", k->dtype, WF_SHAPE(K));
+  wf_status st = wf_is_poison(one) || wf_is_poison(none) ? wf_ctx_failure(call->ctx) : WF_OK;
+  if (st == WF_OK) {
+    wf_tensor *diagonal = wf_view_raw(one, 1, (int64_t[]){K}, (int64_t[]){K + 1}, 0);
+    st = wf_op_run(call->ctx, &wf_op_exp, 1, &none, NULL, 1, &diagonal, 0);
+    in[SCAN_STATE] = wf_view_raw(one, 4, (int64_t[]){lanes, H, K, K}, (int64_t[]){0, 0, K, 1}, 0);
+    in[SCAN_V] = wf_view_raw(none, 3, (int64_t[]){v->shape[0], H, K}, (int64_t[]){0, 0, 1}, 0);
+    in[SCAN_INIT] = NULL;
+  }
+  wf_call advance = *call;
+  advance.in = in;
+  if (st == WF_OK) st = wf_scan_advance(&advance);
+  wf_scope_close(call->ctx, scope);
+  return st;
+}
+
 /* Products of the chunk form, a triangle counted whole. */
 void wf_scan_cost(const scan_shape *shape, bool grad, const wf_call *call, double *flops, double *bytes) {
   const wf_tensor *q = call->in[SCAN_Q], *v = call->in[SCAN_V];
@@ -162,7 +209,7 @@ wf_tensor *wf_scan(wf_ctx *c, const wf_scan_in *in, wf_tensor *state, const wf_r
   wf_tensor *out[WF_MAX_OUT];
   wf_tensor *x[SCAN_DO] = {in->q, in->k,    in->v,      in->g, in->w ? in->w : in->beta,
                            state, in->init, rows->table};
-  wf_op_apply(c, op, SCAN_DO, x, &a, out);
+  wf_op_apply_rows(c, rows, op, SCAN_DO, x, &a, out);
   if (state_out) *state_out = out[1];
   return out[0];
 }

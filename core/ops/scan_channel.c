@@ -36,6 +36,13 @@ static void advance(const scan_args *a, const scan_chunk *c, real *s, real *kept
   reads_leave(a, &x, c->n, x.k, 1, kp, x.w, s);
 }
 
+static void retreat(const scan_args *a, const scan_chunk *c, real *ds, char *work) {
+  reads x = reads_open(a, c, false, true, &work);
+  real *dout = take(&work, c->n * a->vpad);
+  pack_dout(a, c, dout);
+  reads_retreat(a, &x, dout, ds);
+}
+
 static reads chunk_of(const scan_args *a, const scan_chunk *c, char **work) {
   reads x = reads_open(a, c, false, true, work);
   tile_pack(c->n, a->vdim, c->v, a->vs, x.w, a->vpad);
@@ -102,6 +109,7 @@ static const scan_kind kind = {.chunk = 64,
                                .tokens = tokens,
                                .forward = forward,
                                .advance = advance,
+                               .retreat = retreat,
                                .grad = grad};
 
 WF_SCAN_KERNELS(scan_channel, kind)

@@ -158,6 +158,16 @@ static int64_t reads_grad_space(const scan_args *a, int64_t m) {
          4 * (c + 1) + 8 * TAKE_SLACK;
 }
 
+/* ds becomes dS0, R is lost. */
+static void reads_retreat(const scan_args *a, const scan_chunk *c, const reads *x, const real *y, real *ds) {
+  real *dones = scan_ones(a, ds);
+  const real *dread = dones && c->dout ? c->dout + a->vdim : NULL;
+  for (int64_t i = 0; i < a->kdim * a->vpad; i++) ds[i] *= x->last;
+  for (int64_t i = 0; i < x->m; i++) scale_rows(x->n, a->kpad, x->e, x->r + i * x->n * a->kpad);
+  if (dones) pull_rows(dread ? x->n : 0, a->kdim, dread, a->dos, x->r, a->kpad, x->last, dones);
+  tile_mm(a->kdim, a->vpad, x->m * x->n, x->r, 1, a->kpad, y, a->vpad, ds, a->vpad, true);
+}
+
 /* dR [m n, kpad] and dK [n, kpad] in the work space, dg stored; ds becomes dS0, R is lost. */
 typedef struct pulled {
   real *dr, *dk;
@@ -211,10 +221,7 @@ static pulled reads_grad(const scan_args *a, const grad_out *out, const scan_chu
   scale_rows(n, kp, x->f, z.dk);
   for (int64_t i = 0; i < m; i++) lower_pull(a, n, dp + i * n * cp, x->r + i * n * kp, kp, z.dk);
 
-  for (int64_t i = 0; i < a->kdim * vp; i++) ds[i] *= x->last;
-  for (int64_t i = 0; i < m; i++) scale_rows(n, kp, x->e, x->r + i * n * kp);
-  if (dones) pull_rows(dread ? n : 0, a->kdim, dread, a->dos, x->r, kp, x->last, dones);
-  tile_mm(a->kdim, vp, m * n, x->r, 1, kp, y, vp, ds, vp, true);
+  reads_retreat(a, c, x, y, ds);
   return z;
 }
 

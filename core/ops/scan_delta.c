@@ -116,6 +116,17 @@ static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, c
   store(&out[WANT_Q], c->token, c->group, n, a->kdim, d.dr + n * kp, kp, a->scale);
 }
 
+static void retreat(const scan_args *a, const scan_chunk *c, real *ds, char *work) {
+  int64_t n = c->n, vp = a->vpad;
+  reads x = chunk_of(a, c, 0, 2, &work);
+  real *de = take(&work, 2 * n * vp), *dw = take(&work, n * vp), *inverse = take(&work, n * SOLVE);
+  solve_blocks(a, c, x.p, inverse);
+  pack_dout(a, c, de + n * vp);
+  reads_written(a, &x, de + n * vp, ds, dw);
+  solve_errors(a, n, x.p, inverse, dw, de);
+  reads_retreat(a, c, &x, de, ds);
+}
+
 static const scan_kind kind = {.chunk = 32,
                                .shorter = 8,
                                .forward_space = forward_space,
@@ -123,6 +134,7 @@ static const scan_kind kind = {.chunk = 32,
                                .tokens = tokens,
                                .forward = forward,
                                .advance = advance,
+                               .retreat = retreat,
                                .grad = grad,
                                .kept = solve_kept};
 

@@ -11,9 +11,10 @@ enum { AT_ONCE = 256 }; /* channels */
 
 static void forward(const diag_args *a, const wf_row *r, int64_t c0, int64_t c1) {
   const real *before = diag_start(a, r);
+  if (diag_idle(a, r)) return;
   for (int64_t t = r->begin; t < r->begin + r->len; t++) {
     const real *x = a->x + t * a->xs, *g = a->g + t * a->gs;
-    real *restrict h = a->out[0] + t * a->d;
+    real *restrict h = diag_line(a, r, 0, t);
     if (!before) {
       memcpy(h + c0, x + c0, (size_t)(c1 - c0) * sizeof *h);
     } else if (a->wide == 1) {
@@ -35,8 +36,7 @@ WF_KERNEL(scan_diag) {
   diag_args a;
   WF_TRY(diag_read(call, &a));
   diag_outputs(call, 1, &a);
-  diag_run(&a, 8, forward);
-  return WF_OK;
+  return diag_run_forward(call, &a, 8, forward);
 }
 
 static inline void add_to(int64_t n, const real *restrict from, real *restrict to) {
@@ -147,6 +147,23 @@ static wf_status grad_sample(wf_sample *s) {
   return WF_OK;
 }
 
+static wf_carry_kind kind(const wf_call *call, wf_desc *A) {
+  diag_factor_shape(call, A);
+  return WF_CARRY_SCALE;
+}
+static wf_status factor(const wf_call *call) {
+  return diag_fade(call, true);
+}
+static const wf_carry carry = {.state = STATE,
+                               .init = INIT,
+                               .table = TABLE,
+                               .left = 1,
+                               .in = {1, 1, 1, 0, -1},
+                               .out = {1, 1},
+                               .kind = kind,
+                               .factor = factor,
+                               .advance = diag_advance};
+
 const wf_op wf_op_scan_diag = {
     .name = "scan_diag",
     .min_in = FORWARD_INS,
@@ -162,6 +179,7 @@ const wf_op wf_op_scan_diag = {
     .infer = infer,
     .vjp = vjp,
     .cpu = &scan_diag_cpu,
+    .carry = &carry,
     .sample = sample,
     .n_samples = 6,
 };

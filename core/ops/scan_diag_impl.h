@@ -10,6 +10,7 @@
 #ifndef WF_CORE_OPS_SCAN_DIAG_IMPL_H
 #define WF_CORE_OPS_SCAN_DIAG_IMPL_H
 
+#include "core/ops/attr_impl.h"
 #include "core/ops/ops_impl.h"
 #include "core/ops/rows_impl.h"
 
@@ -20,7 +21,7 @@ enum { WANTS = TABLE };
 
 typedef struct diag_attr {
   int64_t lanes;
-  int32_t leaves; /* is there an output state */
+  int32_t leaves; /* is there an output state; WF_STATE_ALONE: nothing else */
   int32_t pair;   /* of scan_sum: sums as pairs */
   int32_t want;   /* of a gradient: bits of the inputs */
 } diag_attr;
@@ -28,6 +29,8 @@ typedef struct diag_attr {
 #ifdef WF_KERNEL_PASS
 #  include <string.h>
 #  include "core/tile_impl.h"
+
+enum { SPARE = 3 };
 
 typedef struct diag_grad { /* NULL where not wanted */
   real *p;
@@ -43,6 +46,8 @@ typedef struct diag_args {
   int64_t size; /* of a lane's state and of a token of the output: d, 2 d for pairs */
   int64_t wide; /* channels that share a decay */
   real *out[2], *left;
+  real *spare; /* [rows, SPARE, d]: lines in place of outputs that are not there */
+  const real *end;
   diag_grad grad[WANTS];
   real *first; /* [rows, d] gradients of what the rows started from */
 } diag_args;
@@ -60,11 +65,13 @@ static wf_status diag_read(const wf_call *call, diag_args *a) {
   return wf_rows_read(call->op->name, call->in[TABLE], a->n, a->lanes, &a->row);
 }
 
-/* x, and the forward's outputs: `outs` of them, then perhaps the state. */
+/* x, and the forward's outputs: `outs` of them, then perhaps the state, or it alone. */
 static inline void diag_outputs(const wf_call *call, int outs, diag_args *a) {
+  int leaves = ((const diag_attr *)call->attr)->leaves;
   a->x = wf_data(call->in[X]), a->xs = call->in[X]->stride[0];
+  if (leaves == WF_STATE_ALONE) outs = 0;
   for (int i = 0; i < outs; i++) a->out[i] = wf_data(call->out[i]);
-  if (call->n_out == outs) return;
+  if (!leaves) return;
   a->left = wf_data(call->out[outs]);
   wf_keep_lanes(a->row, a->rows, a->lanes, a->size, a->state, a->left, false);
 }
@@ -73,6 +80,12 @@ static inline void diag_outputs(const wf_call *call, int outs, diag_args *a) {
 static inline const real *diag_start(const diag_args *a, const wf_row *r) {
   if (!wf_row_takes(r)) return a->init;
   return a->state ? a->state + r->lane * a->size : NULL;
+}
+
+/* Token t's line of output i; without outputs a spare one, not that of the token before. */
+static inline real *diag_line(const diag_args *a, const wf_row *r, int i, int64_t t) {
+  if (a->out[0]) return a->out[i] + t * a->d;
+  return a->spare + ((r - a->row) * SPARE + (i ? 2 : t & 1)) * a->d;
 }
 
 /* Runs `task` over all rows and channels c0 .. c1-1: blocks of whole cache lines and whole decays, as many as
@@ -91,6 +104,23 @@ static inline void diag_run(const diag_args *a, int64_t cost,
     int64_t c0 = i % blocks * block, c1 = a->d - c0 < block ? a->d : c0 + block;
     task(a, &a->row[i / blocks], c0, c1);
   }
+}
+
+/* The same with spare lines where the state is the only output; rows that leave none are passed over. */
+static inline wf_status diag_run_forward(const wf_call *call, diag_args *a, int64_t cost,
+                                         void (*task)(const diag_args *a, const wf_row *r, int64_t c0,
+                                                      int64_t c1)) {
+  wf_device *dev = wf_ctx_device(call->ctx);
+  size_t space = a->out[0] ? 0 : (size_t)(a->rows * SPARE * a->d) * sizeof(real);
+  void *work = NULL;
+  if (space) WF_TRY(wf_device_alloc(dev, "scan", space, &work));
+  a->spare = work;
+  diag_run(a, cost, task);
+  if (space) wf_device_free(dev, "scan", work, space);
+  return WF_OK;
+}
+static inline bool diag_idle(const diag_args *a, const wf_row *r) {
+  return !a->out[0] && !wf_row_leaves(r);
 }
 
 /* A gradient: reads its further inputs, runs `task` with room in a->first, and sends that to states: the
@@ -127,6 +157,8 @@ static inline wf_status diag_run_grad(const wf_call *call, diag_args *a, int64_t
 }
 
 #else
+
+#  include "core/ops/carry_impl.h"
 
 /* Checks; the shapes of the output and of the state. */
 static wf_status diag_check(const wf_call *call, wf_desc *out, wf_desc *state) {
@@ -183,13 +215,28 @@ static inline void diag_sample_grad(wf_sample *s) {
   s->n_in = GRAD_INS;
 }
 
+/* ---- the state across cuts ---- */
+
+static inline wf_status diag_advance(const wf_call *call) {
+  diag_attr a = *(const diag_attr *)call->attr;
+  a.leaves = WF_STATE_ALONE;
+  return wf_op_run(call->ctx, call->op, call->n_in, call->in, &a, 1, call->out, 0);
+}
+static inline wf_status diag_fade(const wf_call *call, bool power) {
+  return wf_fade_into(call->ctx, call->in[G], call->in[TABLE], NULL, power, call->out[0]);
+}
+static inline void diag_factor_shape(const wf_call *call, wf_desc *A) {
+  wf_desc_set(A, call->in[X]->dtype, 2,
+              (int64_t[]){((const diag_attr *)call->attr)->lanes, call->in[G]->shape[1]});
+}
+
 /* Into out[]; poison where a row takes a state that is not there. */
 static void diag_apply(wf_ctx *c, const wf_op *op, wf_tensor *x, wf_tensor *g, wf_tensor *state,
                        wf_tensor *init, const wf_rows *rows, bool pair, bool leaves, wf_tensor **out) {
   diag_attr a = {.lanes = rows->n_lanes, .leaves = leaves, .pair = pair};
   wf_status s = wf_state_given(op->name, state, rows);
   if (s == WF_OK)
-    wf_op_apply(c, op, FORWARD_INS, (wf_tensor *[]){x, g, state, init, rows->table}, &a, out);
+    wf_op_apply_rows(c, rows, op, FORWARD_INS, (wf_tensor *[]){x, g, state, init, rows->table}, &a, out);
   else
     for (int i = 0; i < 3; i++) out[i] = wf_poison(c, s);
 }

@@ -220,6 +220,15 @@ static void reads_leave(const scan_args *a, const reads *x, int64_t n, const rea
 
 /* ---- gradient ---- */
 
+/* ds becomes dS0; the anchors' R are lost. */
+static void reads_retreat(const scan_args *a, const reads *x, const real *dread, real *ds) {
+  for (int64_t set = 0; set < x->m; set++)
+    for (int64_t i = 0; i < x->z.blocks; i++)
+      for (int64_t t = x->z.begin[i]; t < x->z.begin[i + 1]; t++)
+        fade(a->kpad, x->r + (set * x->n + t) * a->kpad, x->z.enter + i * a->kpad);
+  reads_leave(a, x, x->m * x->n, x->r, 1, a->kpad, dread, ds);
+}
+
 /* dw [n, vpad] = P^T dO + (K . e^{b_C - b}) dS', P of the last readers. */
 static void reads_written(const scan_args *a, const reads *x, const real *dout, const real *ds, real *dw) {
   tile_mm(x->n, a->vpad, a->kdim, x->kt, 1, a->cpad, ds, a->vpad, dw, a->vpad, false);

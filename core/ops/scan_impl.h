@@ -70,6 +70,8 @@ typedef struct scan_kind {
   void (*forward)(const scan_args *a, const scan_chunk *c, real *s, char *work);
   /* Advances s alone; keeps for the gradient what is dear to form again, where `kept` is not NULL. */
   void (*advance)(const scan_args *a, const scan_chunk *c, real *s, real *kept, char *work);
+  /* Takes ds from dS' to dS0 alone, which needs no state. */
+  void (*retreat)(const scan_args *a, const scan_chunk *c, real *ds, char *work);
   /* Given the state s0 that entered and what was kept, stores the chunk's gradients and takes ds from dS' to
    * dS0. */
   void (*grad)(const scan_args *a, const grad_out *out, const scan_chunk *c, const real *s0, const real *kept,
@@ -243,9 +245,15 @@ static inline char *scan_mine(void *work, size_t each, int threads) {
 
 static void scan_row(const scan_args *a, const scan_kind *kind, const wf_row *r, int64_t h, bool by_token,
                      char *work) {
+  if (!a->o && !wf_row_leaves(r)) return;
   real *s = take(&work, a->held);
   scan_enter(a, r, h, s);
-  if (by_token) {
+  if (!a->o) {
+    for (int64_t t = 0; t < r->len; t += a->chunk) {
+      scan_chunk c = scan_open(a, r, h, t, a->chunk);
+      kind->advance(a, &c, s, NULL, work);
+    }
+  } else if (by_token) {
     scan_chunk c = scan_open(a, r, h, 0, r->len);
     kind->tokens(a, &c, s, work);
   } else {
@@ -261,9 +269,9 @@ static wf_status scan_forward(const wf_call *call, const scan_kind *kind) {
   scan_args a;
   WF_TRY(scan_read(call, kind, &a));
   const scan_attr *at = call->attr;
-  a.o = wf_data(call->out[0]);
-  if (call->n_out > 1) {
-    a.left = wf_data(call->out[1]);
+  if (at->leaves != WF_STATE_ALONE) a.o = wf_data(call->out[0]);
+  if (at->leaves) {
+    a.left = wf_data(call->out[a.o ? 1 : 0]);
     wf_keep_lanes(a.row, a.rows, at->lanes, a.heads * a.size, a.state, a.left, false);
   }
   wf_device *dev = wf_ctx_device(call->ctx);
@@ -418,6 +426,37 @@ static void scan_combine(const scan_args *a, const grad_out *out, const scan_div
   }
 }
 
+/* The gradient of the lanes' states and no other. Lanes are added to; a lane is taken once. */
+static wf_status scan_retreat(const wf_call *call, const scan_kind *kind, const scan_args *a, real *to) {
+  int64_t tasks = a->rows * a->heads;
+  int threads = wf_threads_for(tasks, scan_cost(a));
+  size_t each = ((size_t)(a->held + kind->grad_space(a)) * sizeof(real) + 127) / 64 * 64;
+  wf_device *dev = wf_ctx_device(call->ctx);
+  void *work;
+  WF_TRY(wf_device_alloc(dev, "scan", each * (size_t)threads, &work));
+  WF_PRAGMA(omp parallel num_threads(threads)) {
+    char *mine = wf_thread_space(work, each);
+    real *ds = take(&mine, a->held);
+    WF_PRAGMA(omp for schedule(dynamic, 1))
+    for (int64_t task = 0; task < tasks; task++) {
+      const wf_row *r = &a->row[task / a->heads];
+      int64_t h = task % a->heads, lane = (r->lane * a->heads + h) * a->size;
+      if (!wf_row_takes(r)) continue;
+      if (a->dstate && wf_row_leaves(r))
+        scan_pack(a, a->dstate + lane, ds);
+      else
+        memset(ds, 0, (size_t)a->held * sizeof *ds);
+      for (int64_t i = (r->len - 1) / a->chunk; i >= 0; i--) {
+        scan_chunk c = scan_open(a, r, h, i * a->chunk, a->chunk);
+        kind->retreat(a, &c, ds, mine);
+      }
+      scan_unpack(a, ds, true, to + lane);
+    }
+  }
+  wf_device_free(dev, "scan", work, each * (size_t)threads);
+  return WF_OK;
+}
+
 static wf_status scan_grad(const wf_call *call, const scan_kind *kind) {
   scan_args a;
   WF_TRY(scan_read(call, kind, &a));
@@ -437,6 +476,7 @@ static wf_status scan_grad(const wf_call *call, const scan_kind *kind) {
   if (out[WANT_STATE].p)
     wf_keep_lanes(a.row, a.rows, at->lanes, a.heads * a.size, a.dstate, out[WANT_STATE].p,
                   out[WANT_STATE].add);
+  if (at->want == 1 << WANT_STATE) return scan_retreat(call, kind, &a, out[WANT_STATE].p);
 
   int threads = wf_threads_for(a.rows * a.heads, 3 * scan_cost(&a));
   scan_division d = scan_divide(&a, out, threads);
@@ -491,6 +531,9 @@ typedef struct scan_shape {
 wf_status wf_scan_infer(const scan_shape *shape, const wf_call *call, wf_desc *out, int *n_out);
 wf_status wf_scan_grad_infer(const scan_shape *shape, const wf_call *call, wf_desc *out, int *n_out);
 wf_status wf_scan_vjp(const wf_op *grad, const wf_vjp *g);
+wf_carry_kind wf_scan_carry(const scan_shape *shape, const wf_call *call, wf_desc *A);
+wf_status wf_scan_factor(const scan_shape *shape, const wf_call *call);
+wf_status wf_scan_advance(const wf_call *call);
 wf_status wf_scan_sample(const scan_shape *shape, wf_sample *s);
 wf_status wf_scan_grad_sample(const scan_shape *shape, wf_sample *s);
 void wf_scan_cost(const scan_shape *shape, bool grad, const wf_call *call, double *flops, double *bytes);
@@ -522,6 +565,21 @@ enum { WF_SCAN_SAMPLES = 6 };
     static wf_status grad_sample(wf_sample *s) {                                             \
       return wf_scan_grad_sample(&shape, s);                                                 \
     }                                                                                        \
+    static wf_carry_kind carry_kind(const wf_call *c, wf_desc *A) {                          \
+      return wf_scan_carry(&shape, c, A);                                                    \
+    }                                                                                        \
+    static wf_status factor(const wf_call *c) {                                              \
+      return wf_scan_factor(&shape, c);                                                      \
+    }                                                                                        \
+    static const wf_carry carry = {.state = SCAN_STATE,                                      \
+                                   .init = SCAN_INIT,                                        \
+                                   .table = SCAN_TABLE,                                      \
+                                   .left = 1,                                                \
+                                   .in = {1, 1, 1, 1, 1, 1, 0, -1},                          \
+                                   .out = {1, 1},                                            \
+                                   .kind = carry_kind,                                       \
+                                   .factor = factor,                                         \
+                                   .advance = wf_scan_advance};                              \
     const wf_op wf_op_##op_name = {                                                          \
         .name = #op_name,                                                                    \
         .min_in = SCAN_DO,                                                                   \
@@ -537,6 +595,7 @@ enum { WF_SCAN_SAMPLES = 6 };
         .vjp = vjp,                                                                          \
         .cpu = &op_name##_cpu,                                                               \
         .cuda = cuda_fn,                                                                     \
+        .carry = &carry,                                                                     \
         .cost = cost,                                                                        \
         .sample = sample,                                                                    \
         .n_samples = WF_SCAN_SAMPLES,                                                        \

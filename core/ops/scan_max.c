@@ -5,20 +5,28 @@
  * the difference of the numbers it gave, so that e^{g_t + drop_t} is the decay of what is stored times e^{-m}
  * whatever rounding m has. A fresh row without an initial m starts from -1e30: finite, so that differences
  * are.
+ *
+ * What the rows of another rank take must be what rows here leave to the last bit, and not every order of
+ * sums gives the same: END [lanes, d], where it is given, is what rows leave in place of the last maximum.
  */
 #include "core/ops/scan_diag_impl.h"
+
+enum { END = FORWARD_INS };
 
 #ifdef WF_KERNEL_PASS
 
 static void forward(const diag_args *a, const wf_row *r, int64_t c0, int64_t c1) {
   const real *before = diag_start(a, r);
+  if (diag_idle(a, r)) return;
   for (int64_t t = r->begin; t < r->begin + r->len; t++) {
     const real *x = a->x + t * a->xs, *g = a->g ? a->g + t * a->gs : NULL;
-    real *restrict m = a->out[0] + t * a->d, *restrict drop = a->out[1] + t * a->d;
+    const real *end =
+        a->end && wf_row_leaves(r) && t + 1 == r->begin + r->len ? a->end + r->lane * a->d : NULL;
+    real *restrict m = diag_line(a, r, 0, t), *restrict drop = diag_line(a, r, 1, t);
     WF_PRAGMA(omp simd)
     for (int64_t c = c0; c < c1; c++) {
       real was = before ? before[c] : R(-1e30), kept = g ? g[c] + was : was;
-      m[c] = x[c] > kept ? x[c] : kept;
+      m[c] = end ? end[c] : x[c] > kept ? x[c] : kept;
       drop[c] = was - m[c];
     }
     before = m;
@@ -31,8 +39,8 @@ WF_KERNEL(scan_max) {
   diag_args a;
   WF_TRY(diag_read(call, &a));
   diag_outputs(call, 2, &a);
-  diag_run(&a, 2, forward);
-  return WF_OK;
+  if (call->n_in > FORWARD_INS && call->in[END]) a.end = wf_data(call->in[END]);
+  return diag_run_forward(call, &a, 2, forward);
 }
 
 #else
@@ -54,19 +62,37 @@ static wf_status sample(wf_sample *s) {
   return WF_OK;
 }
 
+static wf_carry_kind kind(const wf_call *call, wf_desc *A) {
+  if (call->in[G]) diag_factor_shape(call, A);
+  return WF_CARRY_MAX;
+}
+static wf_status factor(const wf_call *call) {
+  return diag_fade(call, false);
+}
+static const wf_carry carry = {.state = STATE,
+                               .init = INIT,
+                               .table = TABLE,
+                               .left = 2,
+                               .in = {-1, -1, -1, -1, -1, -1},
+                               .out = {-1, -1, -1},
+                               .kind = kind,
+                               .factor = factor,
+                               .advance = diag_advance};
+
 const wf_op wf_op_scan_max = {
     .name = "scan_max",
     .min_in = FORWARD_INS,
-    .max_in = FORWARD_INS,
+    .max_in = END + 1,
     .n_out = -1,
     .attr_size = sizeof(diag_attr),
-    .optional = 1 << G | 1 << STATE | 1 << INIT,
+    .optional = 1 << G | 1 << STATE | 1 << INIT | 1 << END,
     .rowmajor = 1 << X | 1 << G,
-    .nograd_in = (1 << FORWARD_INS) - 1,
+    .nograd_in = (1 << (END + 1)) - 1,
     .nograd_out = 7,
     .infer = infer,
     WF_NONDIFF("a stabiliser, constant in the backward"),
     .cpu = &scan_max_cpu,
+    .carry = &carry,
     .sample = sample,
     .n_samples = 4,
 };

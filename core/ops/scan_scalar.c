@@ -48,6 +48,14 @@ static void advance(const scan_args *a, const scan_chunk *c, real *s, real *kept
   reads_leave(a, &x, s);
 }
 
+static void retreat(const scan_args *a, const scan_chunk *c, real *ds, char *work) {
+  reads x = reads_open(a, c, 1, false, false, &work);
+  real *dout = take(&work, c->n * a->vpad);
+  pack_scaled(c->n, a->kdim, c->q, a->qs, NULL, a->scale, x.r, a->kpad);
+  pack_dout(a, c, dout);
+  reads_retreat(a, c, &x, dout, ds);
+}
+
 static int64_t forward_space(const scan_args *a) {
   int64_t after = a->chunk * a->vpad, weigh = a->kdim * a->cpad;
   return reads_space(a, 1) + (after > weigh ? after : weigh) + TAKE_SLACK;
@@ -89,6 +97,7 @@ static const scan_kind kind = {.chunk = 64,
                                .tokens = tokens,
                                .forward = forward,
                                .advance = advance,
+                               .retreat = retreat,
                                .grad = grad};
 
 WF_SCAN_KERNELS(scan_scalar, kind)

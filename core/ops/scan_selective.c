@@ -103,6 +103,8 @@ WF_KERNEL(selective_scan) {
 
 #else
 
+#  include "core/ops/carry_impl.h"
+
 WF_CPU(selective_scan)
 
 wf_status wf_selective_check(const wf_call *call, wf_desc *out) {
@@ -179,6 +181,44 @@ wf_status wf_selective_sample(wf_sample *s) {
   return WF_OK;
 }
 
+/* ---- the state across cuts ---- */
+
+static wf_carry_kind kind(const wf_call *call, wf_desc *factor) {
+  const wf_tensor *a = call->in[A];
+  wf_desc_set(factor, a->dtype, 3,
+              (int64_t[]){((const selective_attr *)call->attr)->lanes, a->shape[0], a->shape[1]});
+  return WF_CARRY_SCALE;
+}
+
+/* e^{A sum dt} */
+static wf_status factor(const wf_call *call) {
+  return wf_fade_into(call->ctx, call->in[DT], call->in[TABLE], call->in[A], true, call->out[0]);
+}
+
+static wf_status state_alone(const wf_call *call) {
+  wf_ctx *c = call->ctx;
+  selective_attr a = *(const selective_attr *)call->attr;
+  a.leaves = true;
+  a.marks = 0;
+  wf_scope s = wf_scope_open(c);
+  wf_tensor *out[] = {wf_empty_like(c, "scan", call->in[X]), NULL, call->out[0]};
+  out[MARKS_OUT] = wf_empty(c, "scan", out[0]->dtype, WF_SHAPE(0, 1, 1));
+  wf_status st =
+      wf_is_poison(out[0]) ? wf_ctx_failure(c) : wf_op_run(c, call->op, FORWARD_INS, call->in, &a, 3, out, 0);
+  wf_scope_close(c, s);
+  return st;
+}
+
+static const wf_carry carry = {.state = STATE,
+                               .init = INIT,
+                               .table = TABLE,
+                               .left = STATE_OUT,
+                               .in = {1, 1, 0, -1, -1, 0, 1, 0, -1},
+                               .out = {1, 2, 1},
+                               .kind = kind,
+                               .factor = factor,
+                               .advance = state_alone};
+
 const wf_op wf_op_selective_scan = {
     .name = "selective_scan",
     .min_in = FORWARD_INS,
@@ -195,6 +235,7 @@ const wf_op wf_op_selective_scan = {
     .infer = infer,
     .vjp = vjp,
     .cpu = &selective_scan_cpu,
+    .carry = &carry,
     .cost = cost,
     .sample = wf_selective_sample,
     .n_samples = 5,
@@ -208,9 +249,9 @@ wf_tensor *wf_selective_scan(wf_ctx *c, const wf_selective_in *in, wf_tensor *st
   wf_status s = wf_state_given("selective_scan", state, rows);
   wf_tensor *out[WF_MAX_OUT];
   if (s == WF_OK)
-    wf_op_apply(c, &wf_op_selective_scan, FORWARD_INS,
-                (wf_tensor *[]){in->x, in->dt, in->A, in->B, in->C, in->D, state, in->init, rows->table}, &a,
-                out);
+    wf_op_apply_rows(c, rows, &wf_op_selective_scan, FORWARD_INS,
+                     (wf_tensor *[]){in->x, in->dt, in->A, in->B, in->C, in->D, state, in->init, rows->table},
+                     &a, out);
   else
     out[Y] = out[STATE_OUT] = wf_poison(c, s);
   if (state_out) *state_out = out[STATE_OUT];

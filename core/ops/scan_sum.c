@@ -19,13 +19,14 @@ static inline void put(const diag_args *a, int64_t n, const double *c, real *to)
 static void sums(const diag_args *a, const wf_row *r, int64_t c0, int64_t n) {
   double c[AT_ONCE] = {0};
   const real *start = diag_start(a, r);
+  if (diag_idle(a, r)) return;
   for (int64_t i = 0; i < n && start; i++) c[i] = (double)start[c0 + i];
   for (int64_t i = 0; i < n && start && start != a->init && a->size > a->d; i++)
     c[i] += (double)start[a->d + c0 + i];
   for (int64_t t = r->begin; t < r->begin + r->len; t++) {
     const real *x = a->x + t * a->xs + c0;
     for (int64_t i = 0; i < n; i++) c[i] += (double)x[i];
-    put(a, n, c, a->out[0] + t * a->size + c0);
+    if (a->out[0]) put(a, n, c, a->out[0] + t * a->size + c0);
   }
   if (a->left && wf_row_leaves(r)) put(a, n, c, a->left + r->lane * a->size + c0);
 }
@@ -99,6 +100,19 @@ static wf_status grad_sample(wf_sample *s) {
   return WF_OK;
 }
 
+static wf_carry_kind kind(const wf_call *call, wf_desc *A) {
+  (void)A;
+  return ((const diag_attr *)call->attr)->pair ? WF_CARRY_PAIR : WF_CARRY_ADD;
+}
+static const wf_carry carry = {.state = STATE,
+                               .init = INIT,
+                               .table = TABLE,
+                               .left = 1,
+                               .in = {-1, -1, -1, -1, -1},
+                               .out = {-1, -1},
+                               .kind = kind,
+                               .advance = diag_advance};
+
 const wf_op wf_op_scan_sum = {
     .name = "scan_sum",
     .min_in = FORWARD_INS,
@@ -113,6 +127,7 @@ const wf_op wf_op_scan_sum = {
     .infer = infer,
     .vjp = vjp,
     .cpu = &scan_sum_cpu,
+    .carry = &carry,
     .sample = sample,
     .n_samples = 8,
 };

@@ -291,8 +291,7 @@ typedef struct shared {
   int n_blocks;
   const char *const *blocks;
   const wf_trial_options *o;
-  const wf_layout *layout;
-  wf_dist_attention attention;
+  wf_dist by;
   int64_t stream, numel;
   pthread_mutex_t lock;
   double *grad, loss; /* sums over ranks */
@@ -300,7 +299,8 @@ typedef struct shared {
 
 static void one_rank(wf_comm *comm, void *arg) {
   shared *s = arg;
-  wf_dist dist = {comm, s->layout, s->attention};
+  wf_dist dist = s->by;
+  dist.comm = comm;
   wf_trial x;
   wf_trial_make(&x, s->n_blocks, s->blocks, s->o);
   x.dist = &dist;
@@ -319,43 +319,40 @@ static const int64_t shares[][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 
                                      {9, 1, 5, 2, 0, 3, 7, 1, 1, 2, 1, 4, 1, 1, 3, 1}};
 
 static void ranks_agree(int n_blocks, const char *const *blocks, const wf_trial_options *o, int n,
-                        wf_layout_kind kind, int uneven, int64_t stream, wf_dist_attention attention,
-                        wf_trial *x, const double *plain, double loss) {
+                        wf_layout_kind kind, int uneven, int64_t stream, const wf_dist *by, wf_trial *x,
+                        const double *plain, double loss) {
   wf_layout *layout;
   OK(wf_layout_create(kind, n, shares[uneven], &layout));
-  shared s = {.n_blocks = n_blocks,
-              .blocks = blocks,
-              .o = o,
-              .layout = layout,
-              .attention = attention,
-              .stream = stream};
+  shared s = {.n_blocks = n_blocks, .blocks = blocks, .o = o, .by = *by, .stream = stream};
+  s.by.layout = layout;
   s.grad = wf_calloc("test", (size_t)x->numel, sizeof *s.grad);
   pthread_mutex_init(&s.lock, NULL);
   wf_ranks_run(n, one_rank, &s);
   pthread_mutex_destroy(&s.lock);
   char what[120];
-  snprintf(what, sizeof what, "%d ranks, %s, %s, attention %d, stream %lld, packed %d, recompute %d", n,
-           kind == WF_LAYOUT_ZIGZAG ? "zigzag" : "contiguous", uneven ? "uneven" : "even", (int)attention,
-           (long long)stream, o->packed, o->recompute);
+  snprintf(what, sizeof what,
+           "%d ranks, %s, %s, attention %d, transport %d, stream %lld, packed %d, recompute %d", n,
+           kind == WF_LAYOUT_ZIGZAG ? "zigzag" : "contiguous", uneven ? "uneven" : "even", (int)by->attention,
+           (int)by->transport, (long long)stream, o->packed, o->recompute);
   ck_assert_msg(fabs(s.loss - loss) <= 1e-10 * fabs(loss), "%s: loss %.17g, not %.17g", what, s.loss, loss);
   agree(x, what, s.grad, plain);
   wf_free(s.grad);
   wf_layout_free(layout);
 }
 
-void wf_trial_ranks_by(int n_blocks, const char *const *blocks, wf_dist_attention attention) {
+void wf_trial_ranks_by(int n_blocks, const char *const *blocks, const wf_dist *by) {
   for (int k = 0; k < 4; k++) {
     wf_trial_options o = {.dtype = WF_F64, .dropout = k == 3 ? 0.2 : 0, .packed = k & 1, .recompute = k & 2};
     wf_trial x;
     wf_trial_make(&x, n_blocks, blocks, &o);
     double *plain = wf_calloc("test", (size_t)x.numel, sizeof *plain), loss;
     wf_trial_gradient(&x, 0, plain, &loss);
-    const int ranks[] = {1, 2, 3, attention == WF_ATTENTION_ALL_TO_ALL ? 6 : 5};
+    const int ranks[] = {1, 2, 3, by->attention == WF_ATTENTION_ALL_TO_ALL ? 6 : 5};
     for (int i = k & 1; i < 4; i += 1 + (k > 1)) {
-      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_CONTIGUOUS, k & 1, 0, attention, &x, plain, loss);
-      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_ZIGZAG, !(k & 1), 0, attention, &x, plain, loss);
+      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_CONTIGUOUS, k & 1, 0, by, &x, plain, loss);
+      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_ZIGZAG, !(k & 1), 0, by, &x, plain, loss);
       ranks_agree(n_blocks, blocks, &o, ranks[i], i & 1 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, k > 1, 9,
-                  attention, &x, plain, loss);
+                  by, &x, plain, loss);
     }
     wf_free(plain);
     wf_trial_free(&x);
@@ -363,7 +360,7 @@ void wf_trial_ranks_by(int n_blocks, const char *const *blocks, wf_dist_attentio
 }
 
 void wf_trial_ranks(int n_blocks, const char *const *blocks) {
-  wf_trial_ranks_by(n_blocks, blocks, WF_ATTENTION_AUTO);
+  wf_trial_ranks_by(n_blocks, blocks, &(wf_dist){0});
 }
 
 static void gradients_agree(int n_blocks, const char *const *blocks, const wf_trial_options *o) {

@@ -62,8 +62,9 @@ void wf_trial_cuts(int n_blocks, const char *const *blocks);
 /* The gradient of any number of ranks in any layout, streamed or not: `ranks` threads, each with a model of
  * its own, that exchange messages (dist/comm.h). */
 void wf_trial_ranks(int n_blocks, const char *const *blocks);
-/* With attention that way; all to all wants heads that 6 ranks divide. */
-void wf_trial_ranks_by(int n_blocks, const char *const *blocks, wf_dist_attention attention);
+/* In the way that `by` says: all but its first two fields. Attention all to all wants heads that 6 ranks
+ * divide. */
+void wf_trial_ranks_by(int n_blocks, const char *const *blocks, const wf_dist *by);
 
 /* Everything above for one model. Fails the running test with a message on the first disagreement. */
 void wf_trial_contract(int n_blocks, const char *const *blocks);

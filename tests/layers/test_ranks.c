@@ -10,32 +10,54 @@
     ck_assert_int_eq(wf_mem_live(), 0);                            \
   }                                                                \
   END_TEST
+/* In the _i-th way of a list. */
+#define WAYS_TEST(name, way, ...)                                                 \
+  START_TEST(name) {                                                              \
+    static const char *const blocks[] = {__VA_ARGS__};                            \
+    wf_trial_ranks_by((int)(sizeof blocks / sizeof *blocks), blocks, &(way)[_i]); \
+    ck_assert_int_eq(wf_mem_live(), 0);                                           \
+  }                                                                               \
+  END_TEST
 
-RANKS_TEST(simple_gla, "simple_gla heads=2 / swiglu width=7",
-           "simple_gla heads=3 expand_k=0.5 conv_width=7 gate_norm=1 / -")
-RANKS_TEST(delta, "gated_deltanet heads=2 / swiglu width=7", "kda heads=2 / -")
-RANKS_TEST(mlstm, "mlstm heads=2 / swiglu width=7", "slstm heads=2 / -")
-RANKS_TEST(mamba, "mamba / -", "mamba2 head_dim=6 / -")
+/* ---- scans: every transport ---- */
+
+static const wf_dist transports[] = {
+    {.transport = WF_TRANSPORT_AUTO},
+    {.transport = WF_TRANSPORT_SERIAL},
+    {.transport = WF_TRANSPORT_PIPE, .blocks = 2},
+    {.transport = WF_TRANSPORT_RELAY, .blocks = 3},
+    {.transport = WF_TRANSPORT_GATHER},
+    {.transport = WF_TRANSPORT_LOG, .blocks = 2},
+};
+enum { TRANSPORTS = sizeof transports / sizeof *transports };
+
+WAYS_TEST(simple_gla, transports, "simple_gla heads=2 / swiglu width=7",
+          "simple_gla heads=3 expand_k=0.5 conv_width=7 gate_norm=1 / -")
+WAYS_TEST(delta, transports, "gated_deltanet heads=2 / swiglu width=7", "kda heads=2 / -")
+WAYS_TEST(mlstm, transports, "mlstm heads=2 / swiglu width=7", "slstm heads=2 / -")
+WAYS_TEST(diagonal, transports, "gateloop heads=2 / swiglu width=7", "mingru / -", "hgrn2 expand_ratio=4 / -")
+WAYS_TEST(normalised, transports, "linear_attention heads=2 / -", "aaren / -", "lightning heads=2 / -")
+WAYS_TEST(mamba, transports, "mamba / -", "mamba2 head_dim=6 / -")
 RANKS_TEST(serial, "ttt heads=2 / -", "lstm / -")
 
 /* ---- attention: every way ---- */
 
-#define ATTENTION_TEST(name, ...)                                                            \
-  START_TEST(name) {                                                                         \
-    static const char *const blocks[] = {__VA_ARGS__};                                       \
-    wf_trial_ranks_by((int)(sizeof blocks / sizeof *blocks), blocks, (wf_dist_attention)_i); \
-    ck_assert_int_eq(wf_mem_live(), 0);                                                      \
-  }                                                                                          \
-  END_TEST
+static const wf_dist attentions[] = {
+    {.attention = WF_ATTENTION_AUTO},
+    {.attention = WF_ATTENTION_RING},
+    {.attention = WF_ATTENTION_GATHER},
+    {.attention = WF_ATTENTION_ALL_TO_ALL},
+};
+enum { ATTENTIONS = sizeof attentions / sizeof *attentions };
 
-ATTENTION_TEST(attention, "attention heads=6 kv_heads=2 qk_norm=true / swiglu width=7",
-               "attention heads=6 head_dim=5 kv_heads=1 position=alibi sinks=true softcap=4 / -")
-ATTENTION_TEST(gated,
-               "attention heads=6 kv_heads=3 position=none forget_gate=true output_gate=true sinks=true / -",
-               "attention heads=6 position=alibi forget_gate=true / -")
-ATTENTION_TEST(sigmoid, "attention heads=6 kind=sigmoid sigmoid_length=9 temperature=both / -")
-ATTENTION_TEST(hybrid, "simple_gla heads=2 / -", "attention heads=6 kv_heads=2 / swiglu width=7",
-               "mamba2 head_dim=6 + attention heads=6 / -")
+WAYS_TEST(attention, attentions, "attention heads=6 kv_heads=2 qk_norm=true / swiglu width=7",
+          "attention heads=6 head_dim=5 kv_heads=1 position=alibi sinks=true softcap=4 / -")
+WAYS_TEST(gated, attentions,
+          "attention heads=6 kv_heads=3 position=none forget_gate=true output_gate=true sinks=true / -",
+          "attention heads=6 position=alibi forget_gate=true / -")
+WAYS_TEST(sigmoid, attentions, "attention heads=6 kind=sigmoid sigmoid_length=9 temperature=both / -")
+WAYS_TEST(hybrid, attentions, "simple_gla heads=2 / -", "attention heads=6 kv_heads=2 / swiglu width=7",
+          "mamba2 head_dim=6 + attention heads=6 / -")
 RANKS_TEST(windows, "attention heads=6 kv_heads=2 window=5 sinks=true / -",
            "attention heads=3 window=9 position=alibi forget_gate=true / -", "attention heads=2 window=1 / -")
 RANKS_TEST(longnet, "longnet heads=3 segments=4,8,16 dilations=1,2,3 / -",
@@ -49,20 +71,21 @@ static Suite *suite(void) {
   Suite *s = suite_create("ranks");
   TCase *t = tcase_create("ranks");
   tcase_set_timeout(t, 300);
-  tcase_add_test(t, simple_gla);
-  tcase_add_test(t, delta);
-  tcase_add_test(t, mlstm);
-  tcase_add_test(t, mamba);
+  tcase_add_loop_test(t, simple_gla, 0, TRANSPORTS);
+  tcase_add_loop_test(t, delta, 0, TRANSPORTS);
+  tcase_add_loop_test(t, mlstm, 0, TRANSPORTS);
+  tcase_add_loop_test(t, diagonal, 0, TRANSPORTS);
+  tcase_add_loop_test(t, normalised, 0, TRANSPORTS);
+  tcase_add_loop_test(t, mamba, 0, TRANSPORTS);
   tcase_add_test(t, serial);
   suite_add_tcase(s, t);
 
   TCase *a = tcase_create("attention");
   tcase_set_timeout(a, 300);
-  const int ways = WF_ATTENTION_ALL_TO_ALL + 1;
-  tcase_add_loop_test(a, attention, 0, ways);
-  tcase_add_loop_test(a, gated, 0, ways);
-  tcase_add_loop_test(a, sigmoid, 0, ways);
-  tcase_add_loop_test(a, hybrid, 0, ways);
+  tcase_add_loop_test(a, attention, 0, ATTENTIONS);
+  tcase_add_loop_test(a, gated, 0, ATTENTIONS);
+  tcase_add_loop_test(a, sigmoid, 0, ATTENTIONS);
+  tcase_add_loop_test(a, hybrid, 0, ATTENTIONS);
   tcase_add_test(a, windows);
   tcase_add_test(a, longnet);
   tcase_add_test(a, infini_attention);

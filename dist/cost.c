@@ -1,0 +1,87 @@
+/* The formulas of cost.h, and the messages that measure their constants. */
+#include "dist/cost.h"
+#include "core/clock.h"
+#include "core/ops.h"
+
+#include <math.h>
+
+wf_cost wf_cost_default(void) {
+  return (wf_cost){.latency = 5e-6, .bandwidth = 4e9, .combine = 4e9, .flops = 2e10};
+}
+
+static double steps(int64_t P) {
+  int64_t k = 0;
+  while ((int64_t)1 << k < P) k++;
+  return (double)k;
+}
+
+double wf_cost_relay(const wf_cost *c, int64_t P, double n, int64_t K) {
+  return wf_cost_pipe(c, P, n, K, 0);
+}
+double wf_cost_gather(const wf_cost *c, int64_t P, double n) {
+  return P > 1 ? steps(P) * c->latency + (double)(P - 1) * n / c->bandwidth : 0;
+}
+double wf_cost_log(const wf_cost *c, int64_t P, double n) {
+  return steps(P) * (c->latency + n / c->bandwidth + n / c->combine);
+}
+/* The last segment waits for P - 1 runs of a block; its own run is not the exchange's. */
+double wf_cost_pipe(const wf_cost *c, int64_t P, double n, int64_t K, double run) {
+  double k = (double)K, hops = (double)(P - 1);
+  return P > 1 ? (hops + k - 1) * (c->latency + n / (k * c->bandwidth)) + hops * run / k : 0;
+}
+
+int64_t wf_cost_blocks(const wf_cost *c, int64_t P, double n, int64_t most, double run) {
+  int64_t best = 1;
+  for (int64_t K = 2; K <= most; K++)
+    if (wf_cost_pipe(c, P, n, K, run) < wf_cost_pipe(c, P, n, best, run)) best = K;
+  return best;
+}
+
+/* ---- measuring ---- */
+
+enum { SMALL = 1, LARGE = 1 << 18, TRIES = 9 };
+
+/* The fastest of several pings of x, halved. */
+static wf_status ping(wf_comm *comm, wf_tensor *x, double *seconds) {
+  int rank = wf_comm_rank(comm);
+  *seconds = INFINITY;
+  for (int i = 0; i < TRIES && rank < 2; i++) {
+    double t0 = wf_now();
+    if (rank == 0) WF_TRY(wf_comm_send(comm, x, 1, NULL));
+    WF_TRY(wf_comm_recv(comm, x, 1 - rank, NULL));
+    if (rank == 1) WF_TRY(wf_comm_send(comm, x, 0, NULL));
+    double t = (wf_now() - t0) / 2;
+    if (t < *seconds) *seconds = t;
+  }
+  return WF_OK;
+}
+
+static wf_status measure(wf_ctx *ctx, wf_comm *comm, wf_cost *c) {
+  wf_tensor *small = wf_zeros(ctx, "dist", WF_F64, WF_SHAPE(SMALL)),
+            *large = wf_zeros(ctx, "dist", WF_F64, WF_SHAPE(LARGE));
+  if (wf_is_poison(small) || wf_is_poison(large)) return wf_ctx_failure(ctx);
+  double t[2];
+  WF_TRY(ping(comm, small, &t[0]));
+  WF_TRY(ping(comm, large, &t[1]));
+  double got[] = {t[0], 8.0 * (LARGE - SMALL) / fmax(t[1] - t[0], 1e-9)};
+  wf_tensor *both = wf_from_host(ctx, "dist", WF_F64, WF_SHAPE(2), got);
+  if (wf_is_poison(both)) return wf_ctx_failure(ctx);
+  WF_TRY(wf_comm_broadcast(comm, both, 0, NULL));
+  WF_TRY(wf_to_host(both, got));
+  c->latency = got[0], c->bandwidth = got[1];
+  return WF_OK;
+}
+
+wf_status wf_cost_calibrate(wf_comm *comm, wf_cost *c) {
+  if (wf_comm_size(comm) < 2) return WF_OK;
+  wf_device *dev;
+  wf_ctx *ctx;
+  WF_TRY(wf_device_open(WF_CPU, 0, &dev));
+  wf_status st = wf_ctx_create(dev, &ctx);
+  if (st == WF_OK) {
+    st = measure(ctx, comm, c);
+    wf_ctx_free(ctx);
+  }
+  wf_device_close(dev);
+  return st;
+}

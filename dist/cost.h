@@ -1,0 +1,46 @@
+/* cost: how long an exchange takes, by the alpha-beta model: a message of n bytes takes
+ * latency + n / bandwidth.
+ *
+ * Of a scan over P segments whose states are n bytes:
+ *     relay in K blocks    (P + K - 2) (latency + n / (K bandwidth))
+ *     all-gather           ceil(log2 P) latency + (P - 1) n / bandwidth
+ *     log-step             ceil(log2 P) (latency + n / bandwidth + combine)
+ *     pipe of K blocks     the same as relay, and each hop runs its block in between
+ */
+#ifndef WF_DIST_COST_H
+#define WF_DIST_COST_H
+
+#include "dist/comm.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct wf_cost {
+  double latency;   /* seconds of a message */
+  double bandwidth; /* bytes/s of a link */
+  double combine;   /* bytes/s of states composed */
+  double flops;     /* of one rank's kernels */
+  /* What the scans so far took, in seconds of this rank: by the formulas, and waited for in fact. */
+  double predicted, waited;
+  int64_t scans;
+} wf_cost;
+
+/* Of ranks of one machine, until they are measured. */
+wf_cost wf_cost_default(void);
+/* Measures latency and bandwidth between ranks 0 and 1 of the group; all ranks call and get the same. */
+wf_status wf_cost_calibrate(wf_comm *comm, wf_cost *c);
+
+double wf_cost_relay(const wf_cost *c, int64_t P, double n, int64_t K);
+double wf_cost_gather(const wf_cost *c, int64_t P, double n);
+double wf_cost_log(const wf_cost *c, int64_t P, double n);
+/* `run`: seconds of a segment's run. */
+double wf_cost_pipe(const wf_cost *c, int64_t P, double n, int64_t K, double run);
+/* The K in 1 .. most for which a relay or, with `run`, a pipe is fastest. */
+int64_t wf_cost_blocks(const wf_cost *c, int64_t P, double n, int64_t most, double run);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
