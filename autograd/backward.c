@@ -137,6 +137,13 @@ static wf_status settle(wf_tape *t, const target *to) {
   return copy_into(t->ctx, s, to->dest, to->add);
 }
 
+static wf_status vjp(wf_tape *t, const wf_node *n, const wf_vjp *g) {
+  const char *label = wf_ctx_set_label(t->ctx, n->op->composed && !n->label ? n->op->name : n->label);
+  wf_status s = n->op->vjp(g);
+  wf_ctx_set_label(t->ctx, label);
+  return s;
+}
+
 static wf_status node_backward(wf_tape *t, wf_node *n) {
   wf_tensor *dout[WF_FN_MAX] = {NULL}, *din[WF_FN_MAX] = {NULL};
   target to[WF_FN_MAX];
@@ -166,7 +173,7 @@ static wf_status node_backward(wf_tape *t, wf_node *n) {
   if (!n->op)
     WF_TRY(wf_checkpoint_backward(t, n, dout, din, g.add));
   else if (wanted)
-    WF_TRY(n->op->vjp(&g));
+    WF_TRY(vjp(t, n, &g));
   for (int i = 0; i < n->n_in; i++) WF_TRY(settle(t, &to[i]));
   return WF_OK;
 }

@@ -198,6 +198,7 @@ void wf_tape_push(wf_tape *t, wf_node *n) {
 static wf_status fill_node(wf_tape *t, wf_node *n, const wf_call *call) {
   const wf_op *op = call->op;
   n->op = op;
+  n->label = wf_ctx_label(call->ctx);
   if (call->attr && op->attr_size) {
     n->attr = wf_arena_alloc(&t->arena, op->attr_size);
     if (!n->attr) return WF_ENOMEM;

@@ -22,6 +22,7 @@ typedef struct wf_captured {
 typedef struct wf_node {
   const wf_op *op; /* NULL: a recomputed function */
   void *attr;
+  const char *label; /* of the forward (core/op.h) */
   int n_in, n_out;
   wf_tensor **in, **out; /* saved, or shape only */
   int32_t *in_var, *out_var;

@@ -21,6 +21,7 @@ struct wf_ctx {
   int64_t n_owned;
   size_t cap_owned;
   int64_t copies;
+  const char *label;
   bool profiling;
   wf_op_profile *profile;
   int n_profile;

@@ -3,12 +3,14 @@
  * Blocks are cached by size class, eight classes to each power of two, so at most an eighth is wasted and a
  * step that asks for the same sizes gets the same blocks.
  */
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
 #include "core/device_impl.h"
 #include "core/memory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #ifdef _OPENMP
 #  include <omp.h>
 #endif
@@ -182,16 +184,45 @@ static wf_status cpu_open(wf_device *dev) {
   return WF_OK;
 }
 
+/* ---- a CPU on paper: addresses whose pages come into being when they are touched ---- */
+
+static wf_status paper_alloc(wf_device *dev, size_t bytes, void **out) {
+  (void)dev;
+  *out = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return *out == MAP_FAILED ? WF_FAIL(WF_ENOMEM, "no addresses for %zu bytes", bytes) : WF_OK;
+}
+static void paper_free(wf_device *dev, void *p, size_t bytes) {
+  (void)dev;
+  munmap(p, bytes);
+}
+static wf_status paper_zero(wf_device *dev, void *dst, size_t bytes) {
+  (void)dev, (void)dst, (void)bytes;
+  return WF_OK;
+}
+static const wf_device_vtable paper_vtable = {{{paper_alloc, paper_free}, {paper_alloc, paper_free}},
+                                              cpu_copy,
+                                              cpu_copy,
+                                              paper_zero,
+                                              cpu_sync,
+                                              cpu_close};
+
+static wf_status paper_open(wf_device *dev) {
+  WF_TRY(cpu_open(dev));
+  dev->on_paper = true;
+  dev->v = &paper_vtable;
+  return WF_OK;
+}
+
 /* ---- any ---- */
 
-wf_status wf_device_open(wf_device_type type, int index, wf_device **out) {
+static wf_status open_device(wf_device_type type, int index, bool on_paper, wf_device **out) {
   wf_device *dev;
   WF_CALLOC(dev, "device", 1);
   dev->type = type;
   dev->index = index;
   pthread_mutex_init(&dev->lock, NULL);
   wf_status s;
-  if (type == WF_CPU) s = cpu_open(dev);
+  if (type == WF_CPU) s = on_paper ? paper_open(dev) : cpu_open(dev);
 #ifdef WEFT_CUDA
   else
     s = wf_cuda_device_open(index, dev);
@@ -207,6 +238,13 @@ wf_status wf_device_open(wf_device_type type, int index, wf_device **out) {
   }
   *out = dev;
   return WF_OK;
+}
+
+wf_status wf_device_open(wf_device_type type, int index, wf_device **out) {
+  return open_device(type, index, false, out);
+}
+wf_status wf_device_open_paper(wf_device **out) {
+  return open_device(WF_CPU, 0, true, out);
 }
 
 void wf_device_close(wf_device *dev) {
@@ -227,6 +265,9 @@ wf_device_type wf_device_kind(const wf_device *dev) {
 }
 wf_isa wf_device_isa(const wf_device *dev) {
   return dev->isa;
+}
+bool wf_device_on_paper(const wf_device *dev) {
+  return dev->on_paper;
 }
 const char *wf_device_name(const wf_device *dev) {
   return dev->name;

@@ -27,10 +27,15 @@ typedef struct wf_device wf_device;
  * or WEFT_ISA (v2, v3, v4) when set lower. Errors: WF_EUNSUPPORTED with a hint when this build or machine has
  * none. The caller closes it after everything that lives on it. */
 wf_status wf_device_open(wf_device_type type, int index, wf_device **out);
+/* A CPU on paper: everything is allocated and counted and no kernel runs (core/op.h: composed), so a step of
+ * any size takes moments and no memory. What is written from the host can be read; anything else is
+ * arbitrary. */
+wf_status wf_device_open_paper(wf_device **out);
 void wf_device_close(wf_device *dev);
 
 wf_device_type wf_device_kind(const wf_device *dev);
 wf_isa wf_device_isa(const wf_device *dev);
+bool wf_device_on_paper(const wf_device *dev);
 const char *wf_device_name(const wf_device *dev); /* "cpu (x86-64-v4, 2 threads)", "cuda:0 (...)" */
 const char *wf_isa_name(wf_isa isa);
 void *wf_device_stream(const wf_device *dev); /* cudaStream_t; NULL on the CPU */

@@ -37,6 +37,7 @@ struct wf_device {
   wf_device_type type;
   int index;
   wf_isa isa;
+  bool on_paper;
   char name[128];
   const wf_device_vtable *v;
   void *stream;  /* cudaStream_t */

@@ -59,11 +59,11 @@ static void add_profile(wf_ctx *c, const wf_call *call, double seconds) {
       bytes += (double)wf_numel(call->out[i]) * (double)wf_dtype_size(call->out[i]->dtype);
   }
   int i = 0;
-  while (i < c->n_profile && c->profile[i].op != call->op) i++;
+  while (i < c->n_profile && (c->profile[i].op != call->op || c->profile[i].label != c->label)) i++;
   if (i == c->n_profile) {
     if (wf_grow("profile", (void **)&c->profile, sizeof *c->profile, (size_t)i, &c->cap_profile) != WF_OK)
       return;
-    c->profile[c->n_profile++] = (wf_op_profile){.op = call->op};
+    c->profile[c->n_profile++] = (wf_op_profile){.op = call->op, .label = c->label};
   }
   wf_op_profile *p = &c->profile[i];
   p->calls++;
@@ -82,6 +82,15 @@ int wf_ctx_profile_read(const wf_ctx *c, wf_op_profile *out, int max) {
   if (c->n_profile > 1) qsort(c->profile, (size_t)c->n_profile, sizeof *c->profile, slower_first);
   if (n) memcpy(out, c->profile, (size_t)n * sizeof *out);
   return n;
+}
+
+const char *wf_ctx_set_label(wf_ctx *c, const char *label) {
+  const char *old = c->label;
+  c->label = label;
+  return old;
+}
+const char *wf_ctx_label(const wf_ctx *c) {
+  return c->label;
 }
 
 int64_t wf_ctx_copies(const wf_ctx *c) {
@@ -118,6 +127,16 @@ static wf_tensor *laid_out(wf_ctx *c, const wf_op *op, int i, wf_tensor *t) {
   return wf_contiguous_raw(c, t);
 }
 
+/* What a composed op runs is labelled. */
+static wf_status run_labelled(const wf_call *call, wf_cpu_fn fn) {
+  wf_ctx *c = call->ctx;
+  if (!call->op->composed) return fn(call);
+  const char *label = wf_ctx_set_label(c, c->label ? c->label : call->op->name);
+  wf_status s = fn(call);
+  wf_ctx_set_label(c, label);
+  return s;
+}
+
 static wf_status run_kernel(const wf_call *call) {
   const wf_op *op = call->op;
   wf_ctx *c = call->ctx;
@@ -131,10 +150,15 @@ static wf_status run_kernel(const wf_call *call) {
     fn = (f64 ? op->cpu->f64 : op->cpu->f32)[wf_device_isa(c->dev)];
   }
   if (!fn) return WF_FAIL(WF_EUNSUPPORTED, "op '%s' has no kernel for %s", op->name, wf_device_name(c->dev));
-  if (!c->profiling) return fn(call);
+  bool on_paper = wf_device_on_paper(c->dev);
+  if (on_paper && !op->composed) {
+    if (c->profiling) add_profile(c, call, 0);
+    return WF_OK;
+  }
+  if (!c->profiling || on_paper) return run_labelled(call, fn);
   wf_device_sync(c->dev);
   double t0 = wf_now();
-  wf_status s = fn(call);
+  wf_status s = run_labelled(call, fn);
   wf_device_sync(c->dev);
   add_profile(c, call, wf_now() - t0);
   return s;

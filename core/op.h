@@ -135,6 +135,9 @@ struct wf_op {
   wf_tensor *(*vjp_alias)(const wf_vjp *g, int i);
   const char *nondiff; /* why there is no vjp; WF_NONDIFF("...") */
 
+  /* The kernel is made of messages and of other ops (dist/op_impl.h): it runs on a device on paper too, where
+   * a profile counts those alone. */
+  bool composed;
   const wf_cpu_kernel *cpu;
   wf_cpu_fn cuda;        /* WF_CUDA_FN(name) */
   const wf_carry *carry; /* NULL: the op has no state along rows, or one that nobody cuts */
@@ -189,9 +192,16 @@ wf_recorder wf_ctx_set_recorder(wf_ctx *c,
                                 wf_recorder r); /* returns the earlier one; {NULL} pauses recording */
 wf_recorder wf_ctx_recorder(const wf_ctx *c);
 
-/* ---- profile: time, calls, flops and bytes by op ---- */
+/* ---- profile: time, calls, flops and bytes by op and label ---- */
+
+/* What runs now, by the name of the composed op it belongs to or as the caller says: NULL outside of any. A
+ * tape keeps it for the backward. The setter returns the earlier one. */
+const char *wf_ctx_set_label(wf_ctx *c, const char *label);
+const char *wf_ctx_label(const wf_ctx *c);
+
 typedef struct wf_op_profile {
   const wf_op *op;
+  const char *label;
   int64_t calls;
   double seconds, flops, bytes;
 } wf_op_profile;

@@ -1,10 +1,11 @@
 /* comm: messages between the ranks of a group, typed by tensors.
  *
- * A communicator is a header and a table of operations (comm_impl.h) with three implementations:
+ * A communicator is a header and a table of operations (comm_impl.h) with four implementations:
  *
  *   self      one rank                                                           comm_threads.c
  *   threads   ranks that are threads of one process: the simulator of the tests  comm_threads.c
  *   MPI       ranks that are processes, where this build has it                  comm_mpi.c
+ *   paper     one rank of a group that is not there: counts what it would send   comm_paper.c
  *
  * Every call is of all ranks of the group in the same order (collectives), or pairs up with the peer's in the
  * order of the calls between the two (send and recv). A send may wait until the receiver has started to
@@ -44,6 +45,23 @@ wf_status wf_comm_threads(int n, wf_comm **out);
  * which sees that it left without, ends the others. Errors: WF_EUNSUPPORTED with a hint where this build has
  * no MPI. */
 wf_status wf_comm_mpi(wf_comm **out);
+/* What a rank on paper does. */
+typedef struct wf_paper_call {
+  const char *call; /* "send", "recv", "broadcast", "all_reduce", "reduce_scatter", "all_gather",
+                       "all_to_all", "barrier" */
+  int ranks;        /* of the group */
+  int64_t bytes;    /* of this rank's x, as wf_comm_count has them; of a recv what it receives */
+  int64_t moved; /* the same; of an all_gather all that it gathers, of an all_to_all what leaves the rank */
+  int64_t messages; /* of an all_to_all: runs for other ranks */
+} wf_paper_call;
+typedef struct wf_paper {
+  void *arg;
+  double (*start)(void *arg, const wf_paper_call *x); /* -> what `wait` is to be told */
+  void (*wait)(void *arg, double told);               /* at once, where the call has no pending */
+} wf_paper;
+/* Rank `rank` of `n`: nothing is sent, destinations stay as they are, every call is done at once and told to
+ * `paper`, which is copied. No splitting. */
+wf_status wf_comm_paper(int rank, int n, const wf_paper *paper, wf_comm **out);
 /* True where the environment says that mpirun or srun started several of us; works in every build. */
 bool wf_comm_launched(int *ranks);
 /* Of all ranks of `c`: those of one colour (not below zero) form a group, ordered by `key`, then by rank. */

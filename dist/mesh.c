@@ -3,17 +3,25 @@
 
 #include <string.h>
 
+wf_status wf_mesh_join(wf_comm *world, wf_comm *data, wf_comm *sequence, wf_layout_kind layout, wf_mesh *m) {
+  *m = (wf_mesh){.world = world, .data = data, .sequence = sequence};
+  wf_status st = wf_layout_create(layout, wf_comm_size(sequence), NULL, &m->layout);
+  m->dist = (wf_dist){.comm = sequence, .layout = m->layout};
+  if (st != WF_OK) wf_mesh_close(m);
+  return st;
+}
+
 wf_status wf_mesh_open(wf_comm *world, int data, int sequence, wf_layout_kind layout, wf_mesh *m) {
-  *m = (wf_mesh){.world = world};
   int rank = wf_comm_rank(world), size = wf_comm_size(world);
+  wf_comm *along = NULL, *beside = NULL;
   wf_status st = data >= 1 && sequence >= 1 && (int64_t)data * sequence == size
                      ? WF_OK
                      : WF_FAIL(WF_EINVAL, "a mesh of %d x %d for %d ranks", data, sequence, size);
-  if (st == WF_OK) st = wf_comm_split(world, rank / sequence, rank, &m->sequence);
-  if (st == WF_OK) st = wf_comm_split(world, rank % sequence, rank, &m->data);
-  if (st == WF_OK) st = wf_layout_create(layout, sequence, NULL, &m->layout);
-  m->dist = (wf_dist){.comm = m->sequence, .layout = m->layout};
-  if (st != WF_OK) wf_mesh_close(m);
+  if (st == WF_OK) st = wf_comm_split(world, rank / sequence, rank, &along);
+  if (st == WF_OK) st = wf_comm_split(world, rank % sequence, rank, &beside);
+  if (st == WF_OK) return wf_mesh_join(world, beside, along, layout, m);
+  *m = (wf_mesh){.world = world, .data = beside, .sequence = along};
+  wf_mesh_close(m);
   return st;
 }
 

@@ -21,6 +21,8 @@ typedef struct wf_mesh {
 
 /* Takes `world` over, also when this fails. WF_EINVAL unless data x sequence is its size. */
 wf_status wf_mesh_open(wf_comm *world, int data, int sequence, wf_layout_kind layout, wf_mesh *out);
+/* The same of groups that there are already; takes all three over, also when this fails. */
+wf_status wf_mesh_join(wf_comm *world, wf_comm *data, wf_comm *sequence, wf_layout_kind layout, wf_mesh *out);
 void wf_mesh_close(wf_mesh *m);
 
 static inline const wf_dist *wf_mesh_dist(const wf_mesh *m) {

@@ -15,6 +15,6 @@
       .f32 = {name##_kernel, name##_kernel, name##_kernel}, \
       .f64 = {name##_kernel, name##_kernel, name##_kernel}, \
   };
-#define WF_DIST_CPU(name) WF_DIST_CUDA(name##_kernel).cpu = &name##_cpu
+#define WF_DIST_CPU(name) WF_DIST_CUDA(name##_kernel).cpu = &name##_cpu, .composed = true
 
 #endif

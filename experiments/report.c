@@ -54,9 +54,9 @@ void wf_report_profile(FILE *out, const wf_ctx *c) {
   for (int i = 0; i < n; i++) total += p[i].seconds;
   fprintf(out, "%-18s %8s %10s %6s %10s %10s\n", "op", "calls", "seconds", "%", "GFLOP/s", "GB/s");
   for (int i = 0; i < n; i++)
-    fprintf(out, "%-18s %8lld %10.4f %6.1f %10.1f %10.2f\n", p[i].op->name, (long long)p[i].calls,
+    fprintf(out, "%-18s %8lld %10.4f %6.1f %10.1f %10.2f%s%s\n", p[i].op->name, (long long)p[i].calls,
             p[i].seconds, 100 * p[i].seconds / total, p[i].flops / p[i].seconds * 1e-9,
-            p[i].bytes / p[i].seconds * 1e-9);
+            p[i].bytes / p[i].seconds * 1e-9, p[i].label ? "  " : "", p[i].label ? p[i].label : "");
   wf_mem_tag tags[8];
   int k = wf_mem_report(tags, 8);
   fprintf(out, "peak memory:");

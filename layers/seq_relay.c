@@ -140,7 +140,9 @@ void wf_seq_relay(wf_run *r, const wf_relay *w, wf_tensor *const *x, wf_tensor *
   }
   if (st == WF_OK && (w->n_x > WF_RELAY_MAX || w->n_y > WF_RELAY_MAX || w->n_state > WF_RELAY_MAX))
     st = WF_FAIL(WF_EINVAL, "relay: %d inputs, %d outputs, %d states", w->n_x, w->n_y, w->n_state);
+  const char *label = wf_ctx_set_label(r->c, wf_state_kind_name(r->state->spec->slot[w->slot].kind));
   if (st == WF_OK) st = run_relay(&q);
+  wf_ctx_set_label(r->c, label);
   for (int i = 0; i < w->n_y; i++)
     y[i] = st == WF_OK ? wf_concat(r->c, q.n_calls, q.y + i * q.n_calls) : wf_poison(r->c, st);
   for (int i = 0; i < w->n_state && st == WF_OK; i++)

@@ -5,6 +5,11 @@
 
 #include <string.h>
 
+const char *wf_state_kind_name(wf_state_kind kind) {
+  static const char *const names[] = {"serial", "scan", "shift", "attend"};
+  return names[kind];
+}
+
 void wf_state_spec_free(wf_state_spec *spec) {
   for (int i = 0; i < spec->n; i++) wf_free(spec->slot[i].name);
   wf_free(spec->slot);

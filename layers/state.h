@@ -18,6 +18,8 @@ extern "C" {
 /* The primitive whose state it is: what ranks that share a sequence exchange (layers/seq.h). */
 typedef enum wf_state_kind { WF_STATE_SERIAL, WF_STATE_SCAN, WF_STATE_SHIFT, WF_STATE_ATTEND } wf_state_kind;
 
+const char *wf_state_kind_name(wf_state_kind kind); /* "serial", "scan", "shift", "attend" */
+
 typedef struct wf_state_slot {
   char *name;
   wf_state_kind kind;
