@@ -24,14 +24,19 @@ typedef struct wf_attend_size {
   bool lse;         /* the log-sum-exp is asked for */
 } wf_attend_size;
 
+typedef struct wf_attend_choice {
+  wf_dist_attention way;
+  int team; /* ranks that divide the heads; 1 for ring and gather */
+} wf_attend_choice;
+
 /* Bytes of messages that this rank sends. What a window leaves after the piece is not counted. */
-wf_status wf_attend_bytes(wf_part *p, const wf_keys *k, const wf_attend_size *z, wf_dist_attention way,
+wf_status wf_attend_bytes(wf_part *p, const wf_keys *k, const wf_attend_size *z, wf_attend_choice how,
                           int64_t *forward, int64_t *backward);
 
 /* The way of the part's dist; for auto that of the fewest bytes over all ranks, and gather only where the
  * ring would carry keys twice as far: it holds them all at once. WF_EINVAL with a hint where the way is
  * impossible. */
-wf_status wf_attend_way(wf_part *p, const wf_keys *k, const wf_attend_size *z, wf_dist_attention *way);
+wf_status wf_attend_way(wf_part *p, const wf_keys *k, const wf_attend_size *z, wf_attend_choice *how);
 
 /* Times each key head is repeated so that P ranks divide them, or they the ranks; P divides the query heads.
  */

@@ -10,12 +10,14 @@
 typedef struct exchange_attr {
   wf_comm *comm;
   const wf_exchange *plan;
-  int64_t heads, total[WF_EXCHANGE_MOST];
+  int64_t total[WF_EXCHANGE_MOST];
+  int team; /* that divides the heads; 0: nobody does */
 } exchange_attr;
 
-void wf_head_share(int64_t heads, int r, int P, int64_t *begin, int64_t *end) {
-  *begin = heads * r / P;
-  *end = (heads * (r + 1) + P - 1) / P;
+void wf_head_share(int64_t heads, int r, int team, int64_t *begin, int64_t *end) {
+  r %= team;
+  *begin = heads * r / team;
+  *end = (heads * (r + 1) + team - 1) / team;
 }
 
 int64_t wf_exchange_bytes(const wf_exchange *e, bool back, int64_t width) {
@@ -50,11 +52,11 @@ static wf_tensor *rows_of(wf_tensor *t, int64_t row, int64_t n) {
 }
 
 /* The heads of rank r. */
-static wf_tensor *heads_of(wf_tensor *t, bool heads, int r, int P) {
+static wf_tensor *heads_of(wf_tensor *t, int team, int r) {
   int64_t shape[WF_MAX_DIMS], begin, end;
-  if (!heads || wf_is_poison(t)) return t;
+  if (!team || wf_is_poison(t)) return t;
   memcpy(shape, t->shape, sizeof shape);
-  wf_head_share(t->shape[1], r, P, &begin, &end);
+  wf_head_share(t->shape[1], r, team, &begin, &end);
   shape[1] = end - begin;
   return wf_view_raw(t, t->ndim, shape, t->stride, begin * t->stride[1]);
 }
@@ -92,14 +94,13 @@ static wf_status make_parcel(traffic *t, parcel *p, const wf_run_of_rows *run, b
   return wf_is_poison(p->packed) ? wf_ctx_failure(t->c) : WF_OK;
 }
 
-/* Starts the messages of tensor x: `in` receives. They are of the peers' heads, where `cut`. */
-static wf_status start(traffic *t, int n, const wf_run_of_rows *run, wf_tensor *x, bool cut, bool in,
+/* Starts the messages of tensor x: `in` receives. They are of the peers' heads in a team. */
+static wf_status start(traffic *t, int n, const wf_run_of_rows *run, wf_tensor *x, int team, bool in,
                        bool add) {
-  int P = wf_comm_size(t->comm);
   for (int i = 0, end; i < n; i = end) {
     for (end = i; end < n && run[end].peer == run[i].peer;) end++;
     parcel *p = &t->p[t->n++];
-    *p = (parcel){.peer = run[i].peer, .first = i, .end = end, .t = heads_of(x, cut, run[i].peer, P)};
+    *p = (parcel){.peer = run[i].peer, .first = i, .end = end, .t = heads_of(x, team, run[i].peer)};
     if (wf_is_poison(p->t)) return wf_ctx_failure(t->c);
     WF_TRY(make_parcel(t, p, run, !add));
     if (!in) WF_TRY(unpack(t, p, run, false, false));
@@ -130,20 +131,20 @@ static wf_status arrive(traffic *t, const wf_exchange *e, const wf_run_of_rows *
 static wf_status move(traffic *t, const exchange_attr *a, bool back, int n, wf_tensor *const *x,
                       wf_tensor *const *y, uint32_t add) {
   const wf_exchange *e = a->plan;
-  int first[WF_EXCHANGE_MOST + 1], rank = wf_comm_rank(t->comm), P = wf_comm_size(t->comm);
+  int first[WF_EXCHANGE_MOST + 1], rank = wf_comm_rank(t->comm);
   const wf_run_of_rows *in = back ? e->send : e->recv, *out = back ? e->recv : e->send;
   for (int i = 0; i < n; i++) {
     first[i] = t->n;
     if (back || e->holes)
       if (!(add >> i & 1)) WF_TRY(wf_tensor_zero(y[i]));
-    WF_TRY(start(t, back ? e->n_send : e->n_recv, in, y[i], a->heads && back, true, back || add >> i & 1));
+    WF_TRY(start(t, back ? e->n_send : e->n_recv, in, y[i], back ? a->team : 0, true, back || add >> i & 1));
   }
   first[n] = t->n;
   for (int i = 0; i < n; i++)
-    WF_TRY(start(t, back ? e->n_recv : e->n_send, out, x[i], a->heads && !back, false, false));
+    WF_TRY(start(t, back ? e->n_recv : e->n_send, out, x[i], back ? 0 : a->team, false, false));
   for (int i = 0; i < n; i++) {
-    wf_tensor *from = heads_of(x[i], a->heads && !back, rank, P);
-    wf_tensor *to = heads_of(y[i], a->heads && back, rank, P);
+    wf_tensor *from = heads_of(x[i], back ? 0 : a->team, rank);
+    wf_tensor *to = heads_of(y[i], back ? a->team : 0, rank);
     if (wf_is_poison(from) || wf_is_poison(to)) return wf_ctx_failure(t->c);
     WF_TRY(arrive(t, e, in, first[i], first[i + 1], from, to, back, back || add >> i & 1));
   }
@@ -183,7 +184,7 @@ static wf_status check(const wf_call *call, int64_t rows) {
   for (int i = 0; i < call->n_in; i++) {
     const wf_tensor *x = call->in[i];
     char text[96];
-    WF_SHAPE_CHECK(x->ndim >= (a->heads ? 2 : 1) && x->shape[0] == rows,
+    WF_SHAPE_CHECK(x->ndim >= (a->team ? 2 : 1) && x->shape[0] == rows,
                    "exchange: %s where %lld rows are expected", wf_shape_text(x, text), (long long)rows);
   }
   return WF_OK;
@@ -197,8 +198,8 @@ static wf_status exchange_infer(const wf_call *call, wf_desc *out, int *n_out) {
     int64_t begin, end;
     wf_desc_like(&out[i], call->in[i]);
     out[i].shape[0] = a->plan->rows;
-    if (!a->heads) continue;
-    wf_head_share(call->in[i]->shape[1], wf_comm_rank(a->comm), wf_comm_size(a->comm), &begin, &end);
+    if (!a->team) continue;
+    wf_head_share(call->in[i]->shape[1], wf_comm_rank(a->comm), a->team, &begin, &end);
     out[i].shape[1] = end - begin;
   }
   return WF_OK;
@@ -211,7 +212,7 @@ static wf_status back_infer(const wf_call *call, wf_desc *out, int *n_out) {
   for (int i = 0; i < call->n_in; i++) {
     wf_desc_like(&out[i], call->in[i]);
     out[i].shape[0] = a->plan->pool;
-    if (a->heads) out[i].shape[1] = a->total[i];
+    if (a->team) out[i].shape[1] = a->total[i];
   }
   return WF_OK;
 }
@@ -261,14 +262,14 @@ static void apply(wf_ctx *c, const wf_op *op, const exchange_attr *a, int n, wf_
   memcpy(y, out, (size_t)n * sizeof *y);
 }
 
-void wf_exchange_rows(wf_ctx *c, wf_comm *comm, const wf_exchange *e, bool heads, int n, wf_tensor *const *x,
+void wf_exchange_rows(wf_ctx *c, wf_comm *comm, const wf_exchange *e, int team, int n, wf_tensor *const *x,
                       wf_tensor **y) {
-  apply(c, &op_exchange, &(exchange_attr){.comm = comm, .plan = e, .heads = heads}, n, x, y);
+  apply(c, &op_exchange, &(exchange_attr){.comm = comm, .plan = e, .team = team}, n, x, y);
 }
 
-void wf_exchange_back(wf_ctx *c, wf_comm *comm, const wf_exchange *e, bool heads, const int64_t *total, int n,
+void wf_exchange_back(wf_ctx *c, wf_comm *comm, const wf_exchange *e, int team, const int64_t *total, int n,
                       wf_tensor *const *y, wf_tensor **x) {
-  exchange_attr a = {.comm = comm, .plan = e, .heads = heads};
-  for (int i = 0; heads && i < n; i++) a.total[i] = total[i];
+  exchange_attr a = {.comm = comm, .plan = e, .team = team};
+  for (int i = 0; team && i < n; i++) a.total[i] = total[i];
   apply(c, &op_back, &a, n, y, x);
 }

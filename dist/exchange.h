@@ -3,8 +3,9 @@
  *   y = exchange(x)     y's rows are rows of any rank's x; each may be wanted by several ranks, or by none
  *   x = give_back(y)    its transpose: what came from a row is summed there, in the order of the ranks
  *
- * Each is the other's gradient. `heads` cuts the second dimension too: rank r of P takes its r-th share of
- * the heads (rounded outwards: P may exceed them), so that with all rows everywhere tokens become heads.
+ * Each is the other's gradient. With a `team` of ranks, neighbours, the second dimension is cut too:
+ * rank r takes the (r mod team)-th share of the heads (rounded outwards: the team may exceed them), so that
+ * with all the team's rows everywhere tokens become heads.
  *
  * A halo, an all-gather of what is needed with its reduce-scatter, and all-to-all are exchanges of different
  * plans. One message for each pair of ranks and tensor, all under way at once.
@@ -36,14 +37,15 @@ typedef struct wf_exchange {
 enum { WF_EXCHANGE_MOST = 4 }; /* tensors at once */
 
 /* x[n] [pool, (heads,) ...] -> y[n] [rows, (heads,) ...], 1 <= n <= 4. `e` lives until the backward. */
-void wf_exchange_rows(wf_ctx *c, wf_comm *comm, const wf_exchange *e, bool heads, int n, wf_tensor *const *x,
+void wf_exchange_rows(wf_ctx *c, wf_comm *comm, const wf_exchange *e, int team, int n, wf_tensor *const *x,
                       wf_tensor **y);
-/* y[n] [rows, (heads of this rank,) ...] -> x[n] [pool, (total[i],) ...]; total is read with `heads`. */
-void wf_exchange_back(wf_ctx *c, wf_comm *comm, const wf_exchange *e, bool heads, const int64_t *total, int n,
+/* y[n] [rows, (heads of this rank,) ...] -> x[n] [pool, (total[i],) ...]; total is read with
+ * a team; 0: no heads are cut. */
+void wf_exchange_back(wf_ctx *c, wf_comm *comm, const wf_exchange *e, int team, const int64_t *total, int n,
                       wf_tensor *const *y, wf_tensor **x);
 
-/* The share of rank r of P in `heads`: [*begin, *end). */
-void wf_head_share(int64_t heads, int r, int P, int64_t *begin, int64_t *end);
+/* The share of rank r in the heads that a team divides: [*begin, *end). */
+void wf_head_share(int64_t heads, int r, int team, int64_t *begin, int64_t *end);
 /* Bytes that this rank sends in an exchange (back: in its transpose) of rows of `width` bytes. */
 int64_t wf_exchange_bytes(const wf_exchange *e, bool back, int64_t width);
 

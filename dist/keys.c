@@ -76,7 +76,8 @@ wf_status wf_plan_get(wf_part *p, int kind, const wf_keys *k,
   if (!p->keys) WF_TRY(make_map(p));
   wf_made_plan *x = p->keys->made;
   for (; x; x = x->next)
-    if (x->kind == kind && x->keys.where == k->where && x->keys.room == k->room && x->keys.reach == k->reach)
+    if (x->kind == kind && x->keys.where == k->where && x->keys.room == k->room &&
+        x->keys.reach == k->reach && x->keys.team == k->team)
       break;
   if (!x) {
     WF_CALLOC(x, "dist", 1);
@@ -197,6 +198,19 @@ void wf_keys_places(const wf_part *p, const wf_keys *k, double *place) {
   }
 }
 
+static int64_t pool_rows(const wf_part *p, const wf_keys *k, int rank) {
+  int64_t n = front(p, k, rank);
+  for (int s = 0; s < p->n_segments; s++)
+    if (wf_part_owner(p, s) == rank) n += k->where == WF_KEYS_CACHE ? p->n_lanes * k->room : p->tokens[s];
+  return n;
+}
+
+int64_t wf_key_base(const wf_part *p, const wf_keys *k, int rank) {
+  int64_t n = 0;
+  for (int r = rank - rank % wf_key_team(k); r < rank; r++) n += pool_rows(p, k, r);
+  return n;
+}
+
 /* ---- exchanges ---- */
 
 typedef struct builder {
@@ -234,21 +248,23 @@ static wf_status keep(builder *b, int64_t from, int64_t to, int64_t n) {
   return WF_OK;
 }
 
-/* The keys of [place, end) of a lane go to rank `to`, from row `at` of its result on. */
-static wf_status bring(builder *b, int to, int64_t lane, int64_t place, int64_t end, int64_t at) {
+/* n rows of the pool of rank `owner` go to rank `to`, from row `at` of its result on. */
+static wf_status route(builder *b, int owner, int to, int64_t row, int64_t at, int64_t n) {
   wf_exchange *e = &b->plan->move;
-  int me = b->p->rank, owner;
+  int me = b->p->rank;
+  if (owner != to) b->plan->total += n;
+  if (owner == me && to == me) return keep(b, row, at, n);
+  if (owner == me) return push(&e->send, &e->n_send, &b->cap_send, to, row, n);
+  return to == me ? push(&e->recv, &e->n_recv, &b->cap_recv, owner, at, n) : WF_OK;
+}
+
+/* The keys of [place, end) of a lane. */
+static wf_status bring(builder *b, int to, int64_t lane, int64_t place, int64_t end, int64_t at) {
+  int owner;
   int64_t row, n;
   for (; place < end; place += n, at += n) {
     WF_TRY(wf_key_locate(b->p, b->m, b->k, lane, place, end, &owner, &row, &n));
-    if (owner != to) b->plan->total += n;
-    if (owner == me && to == me) {
-      WF_TRY(keep(b, row, at, n));
-    } else if (owner == me) {
-      WF_TRY(push(&e->send, &e->n_send, &b->cap_send, to, row, n));
-    } else if (to == me) {
-      WF_TRY(push(&e->recv, &e->n_recv, &b->cap_recv, owner, at, n));
-    }
+    WF_TRY(route(b, owner, to, row, at, n));
   }
   return WF_OK;
 }
@@ -259,15 +275,10 @@ static int by_peer(const void *a, const void *b) {
   return x->row < y->row ? -1 : x->row > y->row;
 }
 
-/* Rows of the pool of this rank. */
-static int64_t pool_rows(const wf_part *p, const wf_keys *k) {
-  return k->where == WF_KEYS_CACHE ? p->n_own * p->n_lanes * k->room : front(p, k, p->rank) + p->n_tokens;
-}
-
 static void finish(builder *b) {
   wf_exchange *e = &b->plan->move;
   if (e->n_recv) qsort(e->recv, (size_t)e->n_recv, sizeof *e->recv, by_peer);
-  e->pool = pool_rows(b->p, b->k);
+  e->pool = pool_rows(b->p, b->k, b->p->rank);
 }
 
 /* Queries of one document that follow each other see keys that do, or overlap: one stretch. */
@@ -400,6 +411,37 @@ static wf_status make_leave(const wf_part *p, const wf_key_map *m, const wf_keys
   return WF_OK;
 }
 
+/* What is in the caches of segment s, of the lanes that have rows in the piece. */
+static wf_status filled(builder *b, int s, int to, int64_t base) {
+  const wf_part *p = b->p;
+  int owner = wf_part_owner(p, s);
+  for (int64_t l = 0; l < p->n_lanes; l++) {
+    int64_t n = p->past * wf_key_share(p, s), row = lane_at(p, s, l) * b->k->room;
+    if (b->m->lane[l] == b->m->lane[l + 1]) continue;
+    for (int64_t j = b->m->lane[l]; j < b->m->lane[l + 1]; j++)
+      if (b->m->segment[b->m->order[j]] == s) n += p->row[b->m->order[j]].len;
+    if (n) WF_TRY(route(b, owner, to, row, base + row, n));
+  }
+  return WF_OK;
+}
+
+static wf_status make_team(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
+  builder b = {.p = p, .m = m, .k = k, .plan = &made->plan};
+  int team = wf_key_team(k), P = p->dist->layout->n_ranks;
+  for (int to = 0; to < P; to++)
+    for (int from = to - to % team; from < to - to % team + team; from++) {
+      int64_t base = wf_key_base(p, k, from);
+      if (k->where == WF_KEYS_TOKENS) WF_TRY(route(&b, from, to, 0, base, pool_rows(p, k, from)));
+      for (int s = 0; s < p->n_segments && k->where == WF_KEYS_CACHE; s++)
+        if (wf_part_owner(p, s) == from) WF_TRY(filled(&b, s, to, base));
+    }
+  finish(&b);
+  int last = p->rank - p->rank % team + team - 1;
+  b.plan->move.rows = wf_key_base(p, k, last) + pool_rows(p, k, last);
+  b.plan->move.holes = k->where == WF_KEYS_CACHE;
+  return WF_OK;
+}
+
 static wf_status keys_plan(wf_part *p, int kind, const wf_keys *k,
                            wf_status (*make)(const wf_part *p, const wf_key_map *m, const wf_keys *k,
                                              wf_made_plan *plan),
@@ -415,6 +457,9 @@ wf_status wf_keys_fetch(wf_part *p, const wf_keys *k, const wf_keys_plan **out) 
 }
 wf_status wf_keys_fetch_all(wf_part *p, const wf_keys *k, const wf_keys_plan **out) {
   return keys_plan(p, WF_PLAN_FETCH_ALL, k, make_fetch_all, out);
+}
+wf_status wf_keys_team(wf_part *p, const wf_keys *k, const wf_keys_plan **out) {
+  return keys_plan(p, WF_PLAN_TEAM, k, make_team, out);
 }
 wf_status wf_keys_leave(wf_part *p, int64_t room, const wf_keys_plan **out) {
   return keys_plan(p, WF_PLAN_LEAVE, &(wf_keys){.where = WF_KEYS_WINDOW, .room = room}, make_leave, out);

@@ -27,6 +27,7 @@ typedef struct wf_keys {
   wf_keys_where where;
   int64_t room;
   int64_t reach; /* keys that a query may see at most, its own included; 0: all */
+  int team;      /* so many ranks, neighbours, divide the heads and have each other's tokens; 0 is 1 */
 } wf_keys;
 
 /* What the ranks' queries see, brought to them. */
@@ -46,6 +47,8 @@ wf_status wf_keys_fetch_all(wf_part *p, const wf_keys *k, const wf_keys_plan **o
 /* The last `room` tokens of every lane after the piece, from the pools of WF_KEYS_WINDOW to the rank of the
  * last segment: [n_own * n_lanes, room], the rest of it 0. */
 wf_status wf_keys_leave(wf_part *p, int64_t room, const wf_keys_plan **out);
+/* The pools of the ranks of a team, one behind the other, to each of them. */
+wf_status wf_keys_team(wf_part *p, const wf_keys *k, const wf_keys_plan **out);
 /* Places in its cache of a row of this rank. */
 int64_t wf_keys_cache_place(const wf_part *p, const wf_row *local);
 

@@ -23,7 +23,13 @@ typedef struct wf_key_map {
   wf_made_plan *made;
 } wf_key_map;
 
-enum { WF_PLAN_FETCH, WF_PLAN_FETCH_ALL, WF_PLAN_LEAVE, WF_PLAN_RING };
+enum { WF_PLAN_FETCH, WF_PLAN_FETCH_ALL, WF_PLAN_LEAVE, WF_PLAN_TEAM, WF_PLAN_RING };
+
+static inline int wf_key_team(const wf_keys *k) {
+  return k->team > 1 ? k->team : 1;
+}
+/* Rows of the pools of the ranks before this one in its team. */
+int64_t wf_key_base(const wf_part *p, const wf_keys *k, int rank);
 
 /* The plan of that kind, made by `make` when it is not there. */
 wf_status wf_plan_get(wf_part *p, int kind, const wf_keys *k,

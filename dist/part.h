@@ -21,10 +21,11 @@ extern "C" {
 /* How keys and values come to the queries of attention (layers/seq_attend_ranks.c). A window and dilated
  * segments are always gathered. */
 typedef enum wf_dist_attention {
-  WF_ATTENTION_AUTO,      /* the way of the fewest bytes */
-  WF_ATTENTION_RING,      /* they go round */
-  WF_ATTENTION_GATHER,    /* each rank gets what its queries see */
-  WF_ATTENTION_ALL_TO_ALL /* tokens become heads and back; the ranks divide the heads */
+  WF_ATTENTION_AUTO,       /* the way of the fewest bytes */
+  WF_ATTENTION_RING,       /* they go round */
+  WF_ATTENTION_GATHER,     /* each rank gets what its queries see */
+  WF_ATTENTION_ALL_TO_ALL, /* tokens become heads and back; the ranks divide the heads */
+  WF_ATTENTION_USP         /* that in teams of neighbours, and rings between the teams (Fang & Zhao 2024) */
 } wf_dist_attention;
 
 /* How states go from segment to segment. */

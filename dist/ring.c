@@ -39,8 +39,8 @@ static ring open_ring(wf_ctx *c, const ring_attr *a, wf_tensor *const *in) {
                 .a = a,
                 .p = a->plan,
                 .comm = a->comm,
-                .P = wf_comm_size(a->comm),
-                .rank = wf_comm_rank(a->comm),
+                .P = a->plan->n_ranks,
+                .rank = wf_comm_rank(a->comm) / a->plan->team,
                 .in = in,
                 .heads = in[Q]->shape[1],
                 .kv_heads = in[K]->shape[1],
@@ -50,6 +50,11 @@ static ring open_ring(wf_ctx *c, const ring_attr *a, wf_tensor *const *in) {
 
 static int rank_of(const ring *r, int offset) {
   return (r->rank + offset + r->P) % r->P;
+}
+
+/* The peer in another team: the one with the same heads. */
+static int peer_of(const ring *r, int team) {
+  return team * r->p->team + wf_comm_rank(r->comm) % r->p->team;
 }
 
 /* ---- views ---- */
@@ -120,12 +125,12 @@ typedef struct flight { /* a block under way */
 } flight;
 
 static wf_status send(const ring *r, const block *x, int to, flight *f) {
-  WF_TRY(wf_comm_send(r->comm, x->kv, to, &f->pending[0]));
-  return x->b ? wf_comm_send(r->comm, x->b, to, &f->pending[1]) : WF_OK;
+  WF_TRY(wf_comm_send(r->comm, x->kv, peer_of(r, to), &f->pending[0]));
+  return x->b ? wf_comm_send(r->comm, x->b, peer_of(r, to), &f->pending[1]) : WF_OK;
 }
 static wf_status receive(const ring *r, const block *x, int from, flight *f) {
-  WF_TRY(wf_comm_recv(r->comm, x->kv, from, &f->pending[0]));
-  return x->b ? wf_comm_recv(r->comm, x->b, from, &f->pending[1]) : WF_OK;
+  WF_TRY(wf_comm_recv(r->comm, x->kv, peer_of(r, from), &f->pending[0]));
+  return x->b ? wf_comm_recv(r->comm, x->b, peer_of(r, from), &f->pending[1]) : WF_OK;
 }
 static wf_status landed(flight *f) {
   wf_status first = wf_comm_wait(&f->pending[0]), second = wf_comm_wait(&f->pending[1]);

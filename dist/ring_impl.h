@@ -22,9 +22,9 @@ typedef struct wf_ring_call {
 } wf_ring_call;
 
 struct wf_ring_plan {
-  int n_ranks;
-  wf_ring_run *run; /* those that travel, by owner, the farthest first */
-  int64_t *first;   /* [n_ranks + 1] each owner's */
+  int team, n_ranks; /* ranks below are teams: neighbours that divide the heads and have one pool */
+  wf_ring_run *run;  /* those that travel, by owner, the farthest first */
+  int64_t *first;    /* [n_ranks + 1] each owner's */
   wf_ring_call *call;
   int n_calls;
   int64_t n_spans;

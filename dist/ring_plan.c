@@ -23,6 +23,14 @@ typedef struct builder {
   placed *placed;
 } builder;
 
+/* The ring is one of teams. */
+static int owner_of(const builder *b, int s) {
+  return wf_part_owner(b->p, s) / wf_key_team(b->k);
+}
+static int this_team(const builder *b) {
+  return b->p->rank / wf_key_team(b->k);
+}
+
 /* ---- runs ---- */
 
 static bool sees(const builder *b, const wf_ring_run *u, int rank) {
@@ -55,7 +63,7 @@ static int64_t cached(const builder *b, int s, int64_t lane, int64_t origin, int
 
 static wf_status add_run(builder *b, int s, int64_t lane, int64_t origin, int64_t first, int64_t behind,
                          int64_t here) {
-  wf_ring_run u = {.owner = wf_part_owner(b->p, s), .segment = s, .first = first, .behind = behind};
+  wf_ring_run u = {.owner = owner_of(b, s), .segment = s, .first = first, .behind = behind};
   if (b->k->where == WF_KEYS_CACHE)
     u.past = cached(b, s, lane, origin < b->p->start[lane] ? origin : b->p->start[lane], &u.row);
   if (here >= 0) {
@@ -66,6 +74,7 @@ static wf_status add_run(builder *b, int s, int64_t lane, int64_t origin, int64_
       WF_TRY(wf_key_locate(b->p, b->m, b->k, lane, place, place + 1, &owner, &u.row, &(int64_t){0}));
   }
   if (u.past + u.now == 0) return WF_OK;
+  u.row += wf_key_base(b->p, b->k, wf_part_owner(b->p, s));
   send_off(b, &u);
   WF_TRY(wf_grow("dist", (void **)&b->run, sizeof u, (size_t)b->n_runs, &b->cap_runs));
   b->run[b->n_runs++] = u;
@@ -84,7 +93,7 @@ static wf_status add_document(builder *b, int64_t first, int64_t behind) {
   }
   for (int64_t j = first; j < behind; j++) {
     int s = b->m->segment[b->m->order[j]];
-    b->newest[wf_part_owner(p, s)] = s;
+    b->newest[owner_of(b, s)] = s;
   }
   int64_t j = first;
   wf_status st = WF_OK;
@@ -93,7 +102,7 @@ static wf_status add_document(builder *b, int64_t first, int64_t behind) {
     if (here >= 0 || earlier) st = add_run(b, s, lane, origin, first, behind, here);
     if (j == behind && !earlier) break;
   }
-  for (j = first; j < behind; j++) b->newest[wf_part_owner(p, b->m->segment[b->m->order[j]])] = -1;
+  for (j = first; j < behind; j++) b->newest[owner_of(b, b->m->segment[b->m->order[j]])] = -1;
   return st;
 }
 
@@ -128,9 +137,11 @@ static wf_status line_up(builder *b) {
 
 /* The queries of row i see `seen` keys from `key` on, all or up to themselves. */
 static wf_status place(builder *b, int64_t i, int64_t key, int64_t before, int64_t seen) {
+  const wf_keys tokens = {WF_KEYS_TOKENS, 0, 0, b->k->team};
   int64_t n = b->plan->n_spans++;
+  int64_t query = wf_key_base(b->p, &tokens, wf_part_owner(b->p, b->m->segment[i])) + b->m->token[i];
   WF_TRY(wf_grow("dist", (void **)&b->placed, sizeof *b->placed, (size_t)n, &b->cap_spans));
-  b->placed[n] = (placed){.call = b->met[i]++, .span = {b->m->token[i], b->p->row[i].len, key, before, seen}};
+  b->placed[n] = (placed){.call = b->met[i]++, .span = {query, b->p->row[i].len, key, before, seen}};
   return WF_OK;
 }
 
@@ -139,8 +150,7 @@ static wf_status see(builder *b, const wf_ring_run *u, int64_t key, bool diagona
   for (int64_t j = u->first; j < u->behind; j++) {
     int64_t i = b->m->order[j];
     int s = b->m->segment[i];
-    if (wf_part_owner(b->p, s) != b->p->rank || (s == u->segment && u->owner == b->p->rank) != diagonal)
-      continue;
+    if (owner_of(b, s) != this_team(b) || (s == u->segment && u->owner == this_team(b)) != diagonal) continue;
     int64_t seen = u->past + (s > u->segment ? u->now : 0);
     if (diagonal)
       WF_TRY(place(b, i, key, u->past, u->past + u->now));
@@ -175,7 +185,7 @@ static wf_status close_hop(builder *b, int hop, int64_t from) {
 
 static wf_status make_calls(builder *b) {
   wf_ring_plan *plan = b->plan;
-  int P = plan->n_ranks, me = b->p->rank;
+  int P = plan->n_ranks, me = this_team(b);
   for (int diagonal = 1; diagonal >= 0; diagonal--)
     for (int64_t i = 0; i < b->n_runs; i++)
       if (b->run[i].owner == me) WF_TRY(see(b, &b->run[i], b->run[i].row, diagonal));
@@ -208,7 +218,8 @@ static wf_status build(builder *b) {
 
 static wf_status make_ring(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
   builder b = {.p = p, .m = m, .k = k, .plan = &made->ring};
-  b.plan->n_ranks = p->dist->layout->n_ranks;
+  b.plan->team = wf_key_team(k);
+  b.plan->n_ranks = p->dist->layout->n_ranks / b.plan->team;
   wf_status st = build(&b);
   wf_free(b.run);
   wf_free(b.newest);

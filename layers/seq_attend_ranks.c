@@ -3,6 +3,7 @@
  *   ring         keys and values go round; a rank holds two blocks at a time            dist/ring.h
  *   gather       what a rank's queries see comes to it at once (LASP-2H)                dist/exchange.h
  *   all to all   all tokens, some of the heads: everything is local in between (Ulysses)
+ *   usp          that in teams of ranks, and rings between the teams
  *
  * A window reaches so few ranks that its keys are always gathered, and so are dilated segments.
  */
@@ -16,9 +17,9 @@
 /* ---- pools ---- */
 
 static wf_keys keys_of(const wf_run *r, int64_t window, int64_t reach) {
-  if (window > 0) return (wf_keys){WF_KEYS_WINDOW, window - 1, reach};
-  if (r->state->capacity > 0) return (wf_keys){WF_KEYS_CACHE, r->state->capacity, reach};
-  return (wf_keys){WF_KEYS_TOKENS, 0, reach};
+  if (window > 0) return (wf_keys){WF_KEYS_WINDOW, window - 1, reach, 0};
+  if (r->state->capacity > 0) return (wf_keys){WF_KEYS_CACHE, r->state->capacity, reach, 0};
+  return (wf_keys){WF_KEYS_TOKENS, 0, reach, 0};
 }
 
 /* The table of rows whose places are those in this rank's caches. */
@@ -63,7 +64,7 @@ static void leave(wf_run *r, const wf_keys *k, int n, const int *slot, wf_tensor
   wf_tensor *left[3];
   if (k->where != WF_KEYS_WINDOW || !k->room || !r->part->leaves) return;
   wf_status st = wf_keys_leave(r->part, k->room, &plan);
-  if (st == WF_OK) wf_exchange_rows(r->c, r->part->dist->comm, &plan->move, false, n, pool, left);
+  if (st == WF_OK) wf_exchange_rows(r->c, r->part->dist->comm, &plan->move, 0, n, pool, left);
   for (int i = 0; i < n; i++) {
     wf_tensor *S = wf_state_in(r->state, slot[i]);
     *wf_state_out(r->state, slot[i]) =
@@ -79,7 +80,7 @@ const wf_attend_span *wf_seq_fetch(wf_run *r, int64_t window, int64_t reach, int
   wf_status st = wf_keys_fetch(r->part, &k, &plan);
   for (int i = 0; i < n && st == WF_OK; i++) pool[i] = pool_of(r, &k, slot[i], x[i]);
   if (st == WF_OK) {
-    wf_exchange_rows(r->c, r->part->dist->comm, &plan->move, false, n, pool, y);
+    wf_exchange_rows(r->c, r->part->dist->comm, &plan->move, 0, n, pool, y);
     leave(r, &k, n, slot, pool);
   }
   for (int i = 0; i < n && st != WF_OK; i++) y[i] = wf_poison(r->c, st);
@@ -137,23 +138,39 @@ static void places(attend_run *a, int64_t pool, wf_tensor **here, wf_tensor **th
   for (int i = 0; i < 2; i++) *to[i] = *to[i] ? wf_add(r->c, *to[i], far[i]) : far[i];
 }
 
+/* This rank's pools of k, v and c; the terms of the scores, of queries and of the pool. */
+static wf_status pools(attend_run *a, wf_tensor **pool, wf_tensor **here, wf_tensor **there) {
+  for (int i = 0; i < a->n; i++) {
+    pool[i] = pool_of(a->r, &a->keys, a->slot[i], a->x[i]);
+    if (wf_is_poison(pool[i])) return wf_ctx_failure(a->r->c);
+  }
+  *here = a->in->c;
+  *there = a->n == 3 ? pool[2] : NULL;
+  return WF_OK;
+}
+
 static wf_tensor *round_the_ring(attend_run *a) {
   wf_run *r = a->r;
   const wf_ring_plan *ring;
-  wf_tensor *pool[3], *here = a->in->c, *there = NULL;
+  wf_tensor *pool[3], *here = NULL, *there = NULL;
   wf_status st = wf_ring_make(r->part, &a->keys, &ring);
+  if (st == WF_OK) st = pools(a, pool, &here, &there);
   if (st != WF_OK) return wf_poison(r->c, st);
-  for (int i = 0; i < a->n; i++) {
-    pool[i] = pool_of(r, &a->keys, a->slot[i], a->x[i]);
-    if (wf_is_poison(pool[i])) return pool[i];
-  }
-  if (a->n == 3) there = pool[2];
   if (a->in->slope) places(a, pool[0]->shape[0], &here, &there);
   return wf_ring_attend(r->c, r->part->dist->comm, ring, a->in->q, pool[0], pool[1], here, there, a->n == 3,
                         a->in->sink, a->o, a->lse);
 }
 
-/* Heads that P ranks can divide, or that divide them: each `f` times. */
+/* ---- heads ---- */
+
+/* Between tokens and heads: what this rank's share of the heads sees of all tokens of its team. */
+typedef struct shared_heads {
+  const wf_exchange *tokens, *keys;
+  int team;
+  int64_t begin, end; /* its query heads */
+  wf_tensor *q, *k, *v, *here, *there, *sink;
+} shared_heads;
+
 static wf_tensor *repeat_heads(wf_ctx *c, wf_tensor *x, int64_t f) {
   int64_t n = x->shape[0], H = x->shape[1], d = x->shape[2];
   if (f == 1) return x;
@@ -161,39 +178,76 @@ static wf_tensor *repeat_heads(wf_ctx *c, wf_tensor *x, int64_t f) {
                     WF_SHAPE(n, H * f, d));
 }
 
-static wf_tensor *by_heads(attend_run *a) {
-  wf_run *r = a->r;
-  wf_ctx *c = r->c;
-  wf_comm *comm = r->part->dist->comm;
-  const wf_keys_plan *tokens, *keys;
-  int P = wf_comm_size(comm);
-  int64_t H = a->in->q->shape[1], begin, end, f = wf_attend_repeats(a->in->k->shape[1], P);
-  wf_tensor *pool[3], *k[3], *q[] = {a->in->q, a->in->c}, *mine[2] = {NULL, NULL}, *here, *there = NULL,
-                             *y[2];
-  wf_status st = wf_keys_fetch_all(r->part, &(wf_keys){WF_KEYS_TOKENS, 0, 1}, &tokens);
-  if (st == WF_OK) st = wf_keys_fetch_all(r->part, &a->keys, &keys);
-  if (st != WF_OK) return wf_poison(c, st);
-  wf_head_share(H, wf_comm_rank(comm), P, &begin, &end);
-  for (int i = 0; i < a->n; i++) {
-    pool[i] = pool_of(r, &a->keys, a->slot[i], a->x[i]);
-    if (wf_is_poison(pool[i])) return pool[i];
-    if (i < 2) pool[i] = repeat_heads(c, pool[i], f);
-  }
-  wf_exchange_rows(c, comm, &tokens->move, true, a->in->c ? 2 : 1, q, mine);
-  wf_exchange_rows(c, comm, &keys->move, true, a->n, pool, k);
-  if (wf_is_poison(mine[0]) || wf_is_poison(k[0])) return wf_poison(c, WF_OK);
-  here = mine[1];
-  if (a->n == 3) there = k[2];
-  wf_seq_alibi(c, keys->n_spans, keys->span, keys->pos, a->in->slope ? a->in->slope + begin : NULL,
-               mine[0]->shape, k[0]->shape[0], &here, &there);
-  wf_tensor *sink = a->in->sink ? wf_slice(c, a->in->sink, 0, begin, end) : NULL;
-  wf_tensor *span = wf_attend_spans(c, keys->n_spans, keys->span);
-  y[0] = wf_attend_lse(c, mine[0], k[0], k[1], span, here, there, sink, a->o, &y[1]);
+/* The pools and terms of this rank go to the heads. */
+static wf_status divide(attend_run *a, wf_tensor *const *pool, wf_tensor *here, wf_tensor *there,
+                        shared_heads *x) {
+  wf_ctx *c = a->r->c;
+  wf_comm *comm = a->r->part->dist->comm;
+  int64_t f = wf_attend_repeats(a->in->k->shape[1], x->team);
+  wf_tensor *q[] = {a->in->q, here}, *k[] = {repeat_heads(c, pool[0], f), repeat_heads(c, pool[1], f), there};
+  wf_tensor *my_q[2] = {NULL}, *my_k[3] = {NULL};
+  wf_head_share(a->in->q->shape[1], wf_comm_rank(comm), x->team, &x->begin, &x->end);
+  wf_exchange_rows(c, comm, x->tokens, x->team, here ? 2 : 1, q, my_q);
+  wf_exchange_rows(c, comm, x->keys, x->team, there ? 3 : 2, k, my_k);
+  x->q = my_q[0], x->here = my_q[1];
+  x->k = my_k[0], x->v = my_k[1], x->there = my_k[2];
+  x->sink = a->in->sink ? wf_slice(c, a->in->sink, 0, x->begin, x->end) : NULL;
+  return wf_is_poison(x->q) || wf_is_poison(x->k) ? wf_ctx_failure(c) : WF_OK;
+}
+
+/* Outputs of the heads back to their tokens. */
+static wf_tensor *rejoin(attend_run *a, const shared_heads *x, wf_tensor *const *y) {
+  int64_t H = a->in->q->shape[1], total[] = {H, H};
   wf_tensor *o[2];
-  wf_exchange_back(c, comm, &tokens->move, true, (const int64_t[]){H, H}, a->in->lse ? 2 : 1, y, o);
+  wf_exchange_back(a->r->c, a->r->part->dist->comm, x->tokens, x->team, total, a->in->lse ? 2 : 1, y, o);
   if (a->in->lse) *a->lse = o[1];
   return o[0];
 }
+
+static wf_tensor *by_heads(attend_run *a) {
+  wf_run *r = a->r;
+  wf_ctx *c = r->c;
+  const wf_keys_plan *tokens, *keys;
+  wf_tensor *pool[3], *here = NULL, *there = NULL, *y[2];
+  shared_heads x = {.team = wf_comm_size(r->part->dist->comm)};
+  wf_status st = wf_keys_fetch_all(r->part, &(wf_keys){WF_KEYS_TOKENS, 0, 1, 0}, &tokens);
+  if (st == WF_OK) st = wf_keys_fetch_all(r->part, &a->keys, &keys);
+  if (st == WF_OK) st = pools(a, pool, &here, &there);
+  if (st != WF_OK) return wf_poison(c, st);
+  x.tokens = &tokens->move, x.keys = &keys->move;
+  st = divide(a, pool, here, there, &x);
+  if (st != WF_OK) return wf_poison(c, st);
+  wf_seq_alibi(c, keys->n_spans, keys->span, keys->pos, a->in->slope ? a->in->slope + x.begin : NULL,
+               x.q->shape, x.k->shape[0], &x.here, &x.there);
+  y[0] = wf_attend_lse(c, x.q, x.k, x.v, wf_attend_spans(c, keys->n_spans, keys->span), x.here, x.there,
+                       x.sink, a->o, &y[1]);
+  return rejoin(a, &x, y);
+}
+
+static wf_tensor *in_teams(attend_run *a, int team) {
+  wf_run *r = a->r;
+  wf_ctx *c = r->c;
+  const wf_keys_plan *tokens, *keys;
+  const wf_ring_plan *ring;
+  wf_tensor *pool[3], *here = NULL, *there = NULL, *y[2];
+  shared_heads x = {.team = team};
+  wf_keys together = a->keys;
+  together.team = team;
+  wf_status st = wf_keys_team(r->part, &(wf_keys){WF_KEYS_TOKENS, 0, 0, team}, &tokens);
+  if (st == WF_OK) st = wf_keys_team(r->part, &together, &keys);
+  if (st == WF_OK) st = wf_ring_make(r->part, &together, &ring);
+  if (st == WF_OK) st = pools(a, pool, &here, &there);
+  if (st != WF_OK) return wf_poison(c, st);
+  if (a->in->slope) places(a, pool[0]->shape[0], &here, &there);
+  x.tokens = &tokens->move, x.keys = &keys->move;
+  st = divide(a, pool, here, there, &x);
+  if (st != WF_OK) return wf_poison(c, st);
+  y[0] = wf_ring_attend(c, r->part->dist->comm, ring, x.q, x.k, x.v, x.here, x.there, a->n == 3, x.sink, a->o,
+                        &y[1]);
+  return rejoin(a, &x, y);
+}
+
+/* ---- which ---- */
 
 wf_tensor *wf_seq_attend_ranks(wf_run *r, const wf_seq_attend_slots *slots, const wf_seq_attend_in *in,
                                const wf_attend_options *o, wf_tensor **lse) {
@@ -213,12 +267,13 @@ wf_tensor *wf_seq_attend_ranks(wf_run *r, const wf_seq_attend_slots *slots, cons
                          .gates = in->c,
                          .bias = in->slope,
                          .lse = in->lse};
-  wf_dist_attention way = WF_ATTENTION_GATHER;
-  wf_status st = o->window > 0 ? WF_OK : wf_attend_way(r->part, &a.keys, &size, &way);
+  wf_attend_choice how = {WF_ATTENTION_GATHER, 1};
+  wf_status st = o->window > 0 ? WF_OK : wf_attend_way(r->part, &a.keys, &size, &how);
   if (st != WF_OK) return wf_poison(r->c, st);
-  switch (way) {
+  switch (how.way) {
   case WF_ATTENTION_RING: return round_the_ring(&a);
   case WF_ATTENTION_ALL_TO_ALL: return by_heads(&a);
+  case WF_ATTENTION_USP: return in_teams(&a, how.team);
   default: return gathered(&a);
   }
 }

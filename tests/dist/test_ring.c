@@ -266,10 +266,10 @@ static void check_bytes(const job *j, wf_part *part, const sent *bytes) {
   if (j->p->s.window) return;
   wf_attend_size z = size_of(j->p, j->dtype);
   wf_keys k = {.where = WF_KEYS_TOKENS};
-  wf_dist_attention way;
+  wf_attend_choice how;
   sent said;
-  WF_RANK_OK(wf_attend_way(part, &k, &z, &way));
-  WF_RANK_OK(wf_attend_bytes(part, &k, &z, way, &said.forward, &said.backward));
+  WF_RANK_OK(wf_attend_way(part, &k, &z, &how));
+  WF_RANK_OK(wf_attend_bytes(part, &k, &z, how, &said.forward, &said.backward));
   WF_RANK_ASSERT(said.forward == bytes->forward && said.backward == bytes->backward,
                  "%s: sent %lld and %lld bytes, not %lld and %lld", j->what, (long long)bytes->forward,
                  (long long)bytes->backward, (long long)said.forward, (long long)said.backward);
@@ -316,7 +316,7 @@ static void on_rank(wf_comm *comm, void *arg) {
 static const int64_t shares[][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                                      {5, 1, 0, 9, 2, 1, 0, 7, 1, 3, 0, 2, 1, 1, 4, 1}};
 static const int counts[] = {1, 2, 3, 4, 5, 8};
-static const char *const ways[] = {"auto", "ring", "gather", "all to all"};
+static const char *const ways[] = {"auto", "ring", "gather", "all to all", "usp"};
 
 static void every_layout(const problem *p, wf_dist_attention way, wf_dtype dtype) {
   double *exact[RESULTS], *plain[RESULTS];
@@ -327,6 +327,7 @@ static void every_layout(const problem *p, wf_dist_attention way, wf_dtype dtype
       char what[120];
       wf_layout *layout;
       if (way == WF_ATTENTION_ALL_TO_ALL && p->s.H % counts[i]) continue;
+      if (way == WF_ATTENTION_USP && counts[i] != 4 && counts[i] != 8) continue; /* no teams */
       ck_assert_int_eq(wf_layout_create(k % 2 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, counts[i],
                                         shares[k / 2], &layout),
                        WF_OK);
@@ -447,14 +448,15 @@ static void formulas_on(wf_comm *comm, void *arg) {
   for (int i = 0; i < 2; i++) {
     dense(both_ways[i], zigzag, c, r, P, &keys, &gradients);
     int64_t back = (i ? gradients : keys + gradients) * per_key;
-    WF_RANK_OK(wf_attend_bytes(part, &k, &z, both_ways[i], &forward, &backward));
+    WF_RANK_OK(wf_attend_bytes(part, &k, &z, (wf_attend_choice){both_ways[i], 1}, &forward, &backward));
     WF_RANK_ASSERT(forward == keys * per_key && backward == back,
                    "%s: %lld and %lld bytes, not %lld and %lld", ways[both_ways[i]], (long long)forward,
                    (long long)backward, (long long)(keys * per_key), (long long)back);
     WF_RANK_ASSERT(forward <= (P - 1) * c * per_key, "more than the whole sequence");
   }
   int64_t share = (P - 1) * c * z.K * n, most = z.kv_heads > P ? z.kv_heads / P : 1;
-  WF_RANK_OK(wf_attend_bytes(part, &k, &z, WF_ATTENTION_ALL_TO_ALL, &forward, &backward));
+  WF_RANK_OK(
+      wf_attend_bytes(part, &k, &z, (wf_attend_choice){WF_ATTENTION_ALL_TO_ALL, P}, &forward, &backward));
   if (z.kv_heads % P == 0 || P % z.kv_heads == 0)
     WF_RANK_ASSERT(forward == share * (2 * z.heads / P + 2 * most) && backward == forward,
                    "all to all: %lld and %lld bytes", (long long)forward, (long long)backward);
@@ -470,7 +472,7 @@ END_TEST
 
 static void refused(wf_comm *comm, void *arg) {
   wf_part *part;
-  wf_dist_attention way;
+  wf_attend_choice how;
   wf_layout *layout;
   (void)arg;
   WF_RANK_OK(wf_layout_create(WF_LAYOUT_ZIGZAG, wf_comm_size(comm), NULL, &layout));
@@ -478,8 +480,10 @@ static void refused(wf_comm *comm, void *arg) {
   wf_row row = {.len = 9};
   WF_RANK_OK(wf_part_create(&dist, 1, &row, 1, 0, 0, &part));
   wf_attend_size z = {.heads = 4, .kv_heads = 2, .K = 8, .V = 8, .number = 4};
-  WF_RANK_ASSERT(wf_attend_way(part, &(wf_keys){0}, &z, &way) == WF_EINVAL, "3 ranks took 4 heads");
+  WF_RANK_ASSERT(wf_attend_way(part, &(wf_keys){0}, &z, &how) == WF_EINVAL, "3 ranks took 4 heads");
   WF_RANK_ASSERT(strstr(wf_error_message(), "3 ranks do not divide 4 heads"), "%s", wf_error_message());
+  dist.attention = WF_ATTENTION_USP;
+  WF_RANK_ASSERT(wf_attend_way(part, &(wf_keys){0}, &z, &how) == WF_EINVAL, "3 ranks became teams");
   wf_part_free(part);
   row = (wf_row){.len = 9, .pos = 3, .place = 3, .flags = WF_ROW_TAKES};
   WF_RANK_OK(wf_part_create(&dist, 1, &row, 1, 0, 0, &part));
@@ -500,10 +504,10 @@ static Suite *suite(void) {
   Suite *s = suite_create("ring");
   TCase *t = tcase_create("ring");
   tcase_set_timeout(t, 300);
-  tcase_add_loop_test(t, whole_documents, WF_ATTENTION_AUTO, WF_ATTENTION_ALL_TO_ALL + 1);
-  tcase_add_loop_test(t, packed_documents, WF_ATTENTION_RING, WF_ATTENTION_ALL_TO_ALL + 1);
-  tcase_add_loop_test(t, no_tokens, WF_ATTENTION_AUTO, WF_ATTENTION_ALL_TO_ALL + 1);
-  tcase_add_loop_test(t, in_float32, WF_ATTENTION_RING, WF_ATTENTION_ALL_TO_ALL + 1);
+  tcase_add_loop_test(t, whole_documents, WF_ATTENTION_AUTO, WF_ATTENTION_USP + 1);
+  tcase_add_loop_test(t, packed_documents, WF_ATTENTION_RING, WF_ATTENTION_USP + 1);
+  tcase_add_loop_test(t, no_tokens, WF_ATTENTION_AUTO, WF_ATTENTION_USP + 1);
+  tcase_add_loop_test(t, in_float32, WF_ATTENTION_RING, WF_ATTENTION_USP + 1);
   tcase_add_test(t, in_parts);
   tcase_add_test(t, windows);
   tcase_add_test(t, formulas);

@@ -347,7 +347,8 @@ void wf_trial_ranks_by(int n_blocks, const char *const *blocks, const wf_dist *b
     wf_trial_make(&x, n_blocks, blocks, &o);
     double *plain = wf_calloc("test", (size_t)x.numel, sizeof *plain), loss;
     wf_trial_gradient(&x, 0, plain, &loss);
-    const int ranks[] = {1, 2, 3, by->attention == WF_ATTENTION_ALL_TO_ALL ? 6 : 5};
+    const int all[] = {1, 2, 3, by->attention == WF_ATTENTION_ALL_TO_ALL ? 6 : 5}, teams[] = {4, 6, 4, 6};
+    const int *ranks = by->attention == WF_ATTENTION_USP ? teams : all;
     for (int i = k & 1; i < 4; i += 1 + (k > 1)) {
       ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_CONTIGUOUS, k & 1, 0, by, &x, plain, loss);
       ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_ZIGZAG, !(k & 1), 0, by, &x, plain, loss);

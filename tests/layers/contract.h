@@ -62,8 +62,8 @@ void wf_trial_cuts(int n_blocks, const char *const *blocks);
 /* The gradient of any number of ranks in any layout, streamed or not: `ranks` threads, each with a model of
  * its own, that exchange messages (dist/comm.h). */
 void wf_trial_ranks(int n_blocks, const char *const *blocks);
-/* In the way that `by` says: all but its first two fields. Attention all to all wants heads that 6 ranks
- * divide. */
+/* In the way that `by` says: all but its first two fields. Attention all to all and usp want heads that 6
+ * divides. */
 void wf_trial_ranks_by(int n_blocks, const char *const *blocks, const wf_dist *by);
 
 /* Everything above for one model. Fails the running test with a message on the first disagreement. */
