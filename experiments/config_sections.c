@@ -9,6 +9,8 @@ static const char *const devices[] = {"cpu", "cuda", NULL};
 static const char *const precisions[] = {"f32", "f64", NULL};
 static const char *const norms[] = /* in the order of wf_norm_kind */ {"rmsnorm", "layernorm", NULL};
 static const char *const layouts[] = {"contiguous", "zigzag", NULL};
+/* wf_dist_attention */
+static const char *const attentions[] = {"auto", "ring", "gather", "all_to_all", "usp", NULL};
 static const char *const transports[] = {"self", "mpi", "nccl", NULL};
 static const char *const splits[] = {"validation", "test", NULL};
 
@@ -94,6 +96,10 @@ static const wf_option parallel_table[] = {
     WF_OPT_I64F(wf_config_parallel, sequence, "1", 1, 1 << 20, WF_OPT_RESUME, "ranks that share a sequence"),
     WF_OPT_ENUMF(wf_config_parallel, layout, "auto", layouts, WF_OPT_AUTO | WF_OPT_RESUME,
                  "how a sequence lies over its ranks"),
+    WF_OPT_ENUMF(
+        wf_config_parallel, attention, "auto", attentions, WF_OPT_RESUME,
+        "how keys come to queries on other ranks: they go round, all come at once, tokens become heads, "
+        "or the last in teams and between them the first; auto: whatever sends least"),
     WF_OPT_ENUMF(wf_config_parallel, transport, "auto", transports, WF_OPT_AUTO | WF_OPT_RESUME,
                  "what carries messages between ranks"),
     WF_OPT_I64F(wf_config_parallel, zero, "1", 0, 1, WF_OPT_RESUME,

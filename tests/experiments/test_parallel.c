@@ -88,8 +88,9 @@ START_TEST(any_mesh_takes_the_same_steps) {
     const char *name, *arguments;
   } meshes[] = {
       {2, "data2", ""},
-      {2, "sequence2", "--set parallel.sequence=2"},
+      {2, "sequence2", "--set parallel.sequence=2 --set parallel.attention=ring"},
       {3, "sequence3", "--set parallel.sequence=3 --set parallel.layout=contiguous"},
+      {4, "sequence4", "--set parallel.sequence=4 --set parallel.attention=usp"},
       {3, "data3", "--set parallel.bucket=3000"}, /* of 8 sequences, in many buckets */
       {4, "both", "--set parallel.sequence=2 --set train.accumulation=2 --set parallel.bucket=1"},
       {2, "streamed", "--set parallel.sequence=2 --set train.stream=20"},
@@ -159,6 +160,10 @@ START_TEST(wrong_launches_are_refused) {
   ck_assert_msg(strstr(output, "mpirun -n 3"), "%s", output);
   expect("train c.yaml --set run.name=w --set parallel.data=2", 1,
          "2 x sequence 1 is 2 ranks, and 1 was started");
+  ck_assert_int_ne(shell("mpirun -n 3 " WEFT_PROGRAM " train c.yaml --set run.name=w --set "
+                         "parallel.sequence=3 --set parallel.attention=all_to_all"),
+                   0);
+  ck_assert_msg(strstr(output, "3 ranks do not divide 2 heads"), "%s", output);
   ck_assert_int_ne(shell("mpirun -n 1 " WEFT_PROGRAM " train c.yaml --set run.name=w : -n 1 " WEFT_PROGRAM
                          " train c.yaml --set run.name=w --set run.seed=2"),
                    0);
