@@ -8,9 +8,35 @@
 
 /* ---- the map ---- */
 
+/* The segments of each rank, and its tokens. */
+static wf_status map_ranks(const wf_part *p, wf_key_map *m) {
+  int P = p->dist->layout->n_ranks;
+  WF_CALLOC(m->tokens, "dist", P);
+  WF_CALLOC(m->ranks, "dist", P + 2);
+  WF_CALLOC(m->segments, "dist", p->n_segments);
+  for (int s = 0; s < p->n_segments; s++) m->ranks[wf_part_owner(p, s) + 2]++;
+  for (int r = 1; r <= P; r++) m->ranks[r + 1] += m->ranks[r];
+  for (int s = 0; s < p->n_segments; s++) {
+    int owner = wf_part_owner(p, s);
+    for (int64_t i = p->first[s]; i < p->first[s + 1]; i++) m->token[i] = m->tokens[owner] + p->row[i].begin;
+    m->segments[m->ranks[owner + 1]++] = s;
+    m->tokens[owner] += p->tokens[s];
+  }
+  return WF_OK;
+}
+
+static void map_origins(const wf_part *p, wf_key_map *m) {
+  for (int64_t j = 0; j < p->first[p->n_segments]; j++) {
+    const wf_row *r = &p->row[m->order[j]], *b = j ? &p->row[m->order[j - 1]] : NULL;
+    bool goes_on = r->flags & WF_ROW_TAKES;
+    bool here = b && b->lane == r->lane && b->place - b->pos == r->place - r->pos;
+    m->origin[m->order[j]] = !goes_on ? r->place : here ? m->origin[m->order[j - 1]] : r->place - r->pos;
+  }
+}
+
 static wf_status make_map(wf_part *p) {
   wf_key_map *m;
-  int64_t n = p->first[p->n_segments], *ahead;
+  int64_t n = p->first[p->n_segments];
   WF_CALLOC(m, "dist", 1);
   p->keys = m;
   WF_CALLOC(m->order, "dist", n + 1);
@@ -20,24 +46,13 @@ static wf_status make_map(wf_part *p) {
   WF_CALLOC(m->origin, "dist", n + 1);
   for (int64_t i = 0; i < n; i++) m->lane[p->row[i].lane + 2]++;
   for (int64_t l = 1; l <= p->n_lanes; l++) m->lane[l + 1] += m->lane[l];
-  WF_CALLOC(ahead, "dist", p->dist->layout->n_ranks);
-  for (int s = 0; s < p->n_segments; s++) {
-    int owner = wf_part_owner(p, s);
+  for (int s = 0; s < p->n_segments; s++)
     for (int64_t i = p->first[s]; i < p->first[s + 1]; i++) {
       m->order[m->lane[p->row[i].lane + 1]++] = i;
-      m->token[i] = ahead[owner] + p->row[i].begin;
       m->segment[i] = s;
     }
-    ahead[owner] += p->tokens[s];
-  }
-  wf_free(ahead);
-  for (int64_t j = 0; j < n; j++) {
-    const wf_row *r = &p->row[m->order[j]], *b = j ? &p->row[m->order[j - 1]] : NULL;
-    bool goes_on = r->flags & WF_ROW_TAKES;
-    bool here = b && b->lane == r->lane && b->place - b->pos == r->place - r->pos;
-    m->origin[m->order[j]] = !goes_on ? r->place : here ? m->origin[m->order[j - 1]] : r->place - r->pos;
-  }
-  return WF_OK;
+  map_origins(p, m);
+  return map_ranks(p, m);
 }
 
 static void free_plan(wf_made_plan *x) {
@@ -65,6 +80,9 @@ void wf_keys_free(wf_part *p) {
   wf_free(m->token);
   wf_free(m->segment);
   wf_free(m->origin);
+  wf_free(m->tokens);
+  wf_free(m->ranks);
+  wf_free(m->segments);
   wf_free(m);
   p->keys = NULL;
 }
@@ -199,10 +217,9 @@ void wf_keys_places(const wf_part *p, const wf_keys *k, double *place) {
 }
 
 static int64_t pool_rows(const wf_part *p, const wf_keys *k, int rank) {
-  int64_t n = front(p, k, rank);
-  for (int s = 0; s < p->n_segments; s++)
-    if (wf_part_owner(p, s) == rank) n += k->where == WF_KEYS_CACHE ? p->n_lanes * k->room : p->tokens[s];
-  return n;
+  const wf_key_map *m = p->keys;
+  if (k->where == WF_KEYS_CACHE) return (m->ranks[rank + 1] - m->ranks[rank]) * p->n_lanes * k->room;
+  return front(p, k, rank) + m->tokens[rank];
 }
 
 int64_t wf_key_base(const wf_part *p, const wf_keys *k, int rank) {
@@ -258,14 +275,57 @@ static wf_status route(builder *b, int owner, int to, int64_t row, int64_t at, i
   return to == me ? push(&e->recv, &e->n_recv, &b->cap_recv, owner, at, n) : WF_OK;
 }
 
-/* The keys of [place, end) of a lane. */
-static wf_status bring(builder *b, int to, int64_t lane, int64_t place, int64_t end, int64_t at) {
+/* The keys of [place, end) of a lane, all of them. */
+static wf_status bring_all(builder *b, int to, int64_t lane, int64_t place, int64_t end, int64_t at) {
   int owner;
   int64_t row, n;
   for (; place < end; place += n, at += n) {
     WF_TRY(wf_key_locate(b->p, b->m, b->k, lane, place, end, &owner, &row, &n));
     WF_TRY(route(b, owner, to, row, at, n));
   }
+  return WF_OK;
+}
+
+/* Keys that rank r has of [place, end); they go to rank `to` where r is this rank. */
+static wf_status bring_part(builder *b, int r, int to, int64_t lane, int64_t place, int64_t end, int64_t *n) {
+  const wf_part *p = b->p;
+  const wf_layout *l = p->dist->layout;
+  int64_t start = p->start[lane],
+          first = place < start ? (start - place + p->piece - 1) / (p->piece ? p->piece : 1) : 0;
+  *n = 0;
+  if (b->k->where != WF_KEYS_CACHE) first = 0;
+  for (int64_t back = first; back >= 0; back--) /* pieces, the oldest first */
+    for (int i = b->m->ranks[r]; i < b->m->ranks[r + 1]; i++) {
+      int s = b->m->segments[i];
+      int64_t length = back ? p->piece : p->length, zero = start - back * p->piece;
+      int64_t from = zero + wf_layout_bound(l, length, s), until = zero + wf_layout_bound(l, length, s + 1);
+      if (from < place) from = place;
+      if (until > end) until = end;
+      if (from >= until) continue;
+      *n += until - from;
+      if (to >= 0) WF_TRY(bring_all(b, to, lane, from, until, 0));
+    }
+  return WF_OK;
+}
+
+/* The keys of [place, end) of a lane go to rank `to`, from row `at` of its result on. Another rank's are only
+ * looked at as far as they are this rank's, or its own. */
+static wf_status bring(builder *b, int to, int64_t lane, int64_t place, int64_t end, int64_t at) {
+  const wf_part *p = b->p;
+  int64_t mine, own, start = p->start[lane];
+  int owner, last = wf_part_owner(p, p->n_segments - 1);
+  if (to == p->rank || place >= end) return bring_all(b, to, lane, place, end, at);
+  if (place < start) /* what is nowhere must fail on every rank */
+    WF_TRY(wf_key_locate(p, b->m, b->k, lane, place, place + 1, &owner, &mine, &own));
+  if (b->k->where == WF_KEYS_WINDOW && place < start) { /* what the window of the piece before left */
+    if (p->rank == last || to == last) WF_TRY(bring_all(b, to, lane, place, start < end ? start : end, 0));
+    if (p->rank != last && to != last) b->plan->total += (start < end ? start : end) - place;
+    place = start;
+  }
+  int64_t sum = b->plan->total;
+  WF_TRY(bring_part(b, p->rank, to, lane, place, end, &mine));
+  WF_TRY(bring_part(b, to, -1, lane, place, end, &own));
+  b->plan->total = sum + (end > place ? end - place : 0) - own;
   return WF_OK;
 }
 

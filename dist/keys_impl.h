@@ -20,6 +20,9 @@ typedef struct wf_key_map {
   int64_t *token;  /* [rows] the first token, among those of its owner */
   int *segment;    /* [rows] */
   int64_t *origin; /* [rows] the place where the row's document begins, or all that is left of it */
+  int64_t *tokens; /* [ranks] */
+  int *ranks;      /* [ranks + 1] where the segments of each begin in `segments` */
+  int *segments;   /* [segments] by owner, in their order */
   wf_made_plan *made;
 } wf_key_map;
 

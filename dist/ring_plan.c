@@ -19,7 +19,8 @@ typedef struct builder {
   int64_t n_runs;
   size_t cap_runs, cap_calls, cap_spans;
   int *newest; /* [ranks] of the document under way: the last segment with queries of the rank, or -1 */
-  int *met;    /* [rows] calls of the hop under way that the row of queries is part of */
+  int64_t *mine, n_mine; /* rows of this team, in the order of the map */
+  int *met;              /* [rows] calls of the hop under way that the row of queries is part of */
   placed *placed;
 } builder;
 
@@ -145,12 +146,25 @@ static wf_status place(builder *b, int64_t i, int64_t key, int64_t before, int64
   return WF_OK;
 }
 
+/* The first of this team's rows at or behind j. */
+static int64_t first_mine(const builder *b, int64_t j) {
+  int64_t lo = 0, hi = b->n_mine;
+  while (lo < hi) {
+    int64_t mid = (lo + hi) / 2;
+    if (b->mine[mid] < j)
+      lo = mid + 1;
+    else
+      hi = mid;
+  }
+  return lo;
+}
+
 /* What this rank's queries see of a run whose first key is at `key`; `diagonal`: those of the run itself. */
 static wf_status see(builder *b, const wf_ring_run *u, int64_t key, bool diagonal) {
-  for (int64_t j = u->first; j < u->behind; j++) {
-    int64_t i = b->m->order[j];
+  for (int64_t n = first_mine(b, u->first); n < b->n_mine && b->mine[n] < u->behind; n++) {
+    int64_t i = b->m->order[b->mine[n]];
     int s = b->m->segment[i];
-    if (owner_of(b, s) != this_team(b) || (s == u->segment && u->owner == this_team(b)) != diagonal) continue;
+    if ((s == u->segment && u->owner == this_team(b)) != diagonal) continue;
     int64_t seen = u->past + (s > u->segment ? u->now : 0);
     if (diagonal)
       WF_TRY(place(b, i, key, u->past, u->past + u->now));
@@ -206,7 +220,10 @@ static wf_status build(builder *b) {
   const wf_part *p = b->p;
   WF_CALLOC(b->newest, "dist", b->plan->n_ranks);
   WF_CALLOC(b->met, "dist", p->first[p->n_segments] + 1);
+  WF_CALLOC(b->mine, "dist", p->first[p->n_segments] + 1);
   for (int r = 0; r < b->plan->n_ranks; r++) b->newest[r] = -1;
+  for (int64_t j = 0; j < p->first[p->n_segments]; j++)
+    if (owner_of(b, b->m->segment[b->m->order[j]]) == this_team(b)) b->mine[b->n_mine++] = j;
   for (int64_t l = 0; l < p->n_lanes; l++)
     for (int64_t j = b->m->lane[l], next, len; j < b->m->lane[l + 1]; j = next) {
       next = wf_key_document(p, b->m, j, &len);
@@ -224,6 +241,7 @@ static wf_status make_ring(const wf_part *p, const wf_key_map *m, const wf_keys 
   wf_free(b.run);
   wf_free(b.newest);
   wf_free(b.met);
+  wf_free(b.mine);
   wf_free(b.placed);
   return st;
 }

@@ -43,10 +43,9 @@ RANKS_TEST(serial, "ttt heads=2 / -", "lstm / -")
 /* ---- attention: every way ---- */
 
 static const wf_dist attentions[] = {
-    {.attention = WF_ATTENTION_AUTO},
-    {.attention = WF_ATTENTION_RING},
-    {.attention = WF_ATTENTION_GATHER},
-    {.attention = WF_ATTENTION_ALL_TO_ALL},
+    {.attention = WF_ATTENTION_AUTO},   {.attention = WF_ATTENTION_RING},
+    {.attention = WF_ATTENTION_GATHER}, {.attention = WF_ATTENTION_ALL_TO_ALL},
+    {.attention = WF_ATTENTION_USP},
 };
 enum { ATTENTIONS = sizeof attentions / sizeof *attentions };
 
