@@ -67,13 +67,18 @@ typedef enum wf_carry_kind {
   WF_CARRY_MAX    /* max(A + S, B), A as in SCALE */
 } wf_carry_kind;
 
+enum { WF_CARRY_HEADS = 64 };
+
 /* What an op with a state tells those who run it on a sequence that is cut (dist/segments.h). Calls have the
  * op's inputs and attr; they read the state given and the rows of the table given. */
 typedef struct wf_carry {
-  int state, init, table, left;               /* the state's places: inputs; the output */
-  signed char in[WF_MAX_IN], out[WF_MAX_OUT]; /* the dimension of heads or channels, which know nothing of
-                                                 each other; -1: all of it belongs to each */
-  wf_carry_kind (*kind)(const wf_call *call, wf_desc *A);
+  int state, init, table, left; /* the state's places: inputs; the output */
+  /* The dimension of heads or channels, which know nothing of each other; HEADS: the last but one; -1: all of
+   * it belongs to each. */
+  signed char in[WF_MAX_IN], out[WF_MAX_OUT];
+  double work;  /* operations of the forward for a token and element of the state, nearly */
+  double share; /* of it that forming A and B takes */
+  wf_carry_kind (*kind)(const wf_call *call, wf_desc *A); /* NULL: no such map, and none of the rest */
   wf_status (*factor)(const wf_call *call);  /* out[0] = A of rows that take and leave; other lanes: I */
   wf_status (*advance)(const wf_call *call); /* out[0] = the state output alone */
 } wf_carry;

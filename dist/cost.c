@@ -6,7 +6,7 @@
 #include <math.h>
 
 wf_cost wf_cost_default(void) {
-  return (wf_cost){.latency = 5e-6, .bandwidth = 4e9, .combine = 4e9, .flops = 2e10};
+  return (wf_cost){.latency = 5e-6, .bandwidth = 4e9, .combine = 4e9, .flops = 2e10, .threads = 1};
 }
 
 static double steps(int64_t P) {

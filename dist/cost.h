@@ -21,6 +21,7 @@ typedef struct wf_cost {
   double bandwidth; /* bytes/s of a link */
   double combine;   /* bytes/s of states composed */
   double flops;     /* of one rank's kernels */
+  int threads;      /* of a rank: blocks have as many heads */
   /* What the scans so far took, in seconds of this rank: by the formulas, and waited for in fact. */
   double predicted, waited;
   int64_t scans;

@@ -14,18 +14,23 @@ typedef struct segments_attr {
   wf_part *part;
   const wf_op *base;
   int32_t transport, blocks;
+  double seconds; /* by the cost model */
   char attr[BASE_ATTR] __attribute__((aligned(16)));
 } segments_attr;
 _Static_assert(sizeof(segments_attr) <= WF_MAX_ATTR, "an op's attr holds it");
 
 /* ---- blocks of heads ---- */
 
+static int dim_of(const wf_tensor *x, int dim) {
+  return dim == WF_CARRY_HEADS ? x->ndim - 2 : dim;
+}
+
 /* What is divided: as many units as the fewest heads of an input. */
 static int64_t units(const wf_op *base, int n_in, wf_tensor *const *in) {
   int64_t u = 0;
   for (int i = 0; i < n_in; i++)
     if (in[i] && base->carry->in[i] >= 0) {
-      int64_t n = in[i]->shape[base->carry->in[i]];
+      int64_t n = in[i]->shape[dim_of(in[i], base->carry->in[i])];
       if (!u || n < u) u = n;
     }
   return u > 0 ? u : 1;
@@ -34,11 +39,17 @@ static int64_t units(const wf_op *base, int n_in, wf_tensor *const *in) {
 /* Block b of K along `dim`; x itself where there is nothing to divide. */
 static wf_tensor *block_of(wf_tensor *x, int dim, int64_t b, int64_t K, int64_t u) {
   if (!x || dim < 0 || K == 1 || wf_is_poison(x)) return x;
+  dim = dim_of(x, dim);
   int64_t shape[WF_MAX_DIMS], each = x->shape[dim] / u, begin = u * b / K * each,
                               end = u * (b + 1) / K * each;
   memcpy(shape, x->shape, sizeof shape);
   shape[dim] = end - begin;
-  return wf_view_raw(x, x->ndim, shape, x->stride, begin * x->stride[dim]);
+  if (x->storage) return wf_view_raw(x, x->ndim, shape, x->stride, begin * x->stride[dim]);
+  wf_tensor *meta = wf_tensor_meta(x->ctx, x); /* of what nobody reads the shape is enough: an adjacent one */
+  if (wf_is_poison(meta)) return meta;
+  meta->shape[dim] = shape[dim];
+  for (int64_t d = x->ndim - 1, s = 1; d >= 0; s *= shape[d--]) meta->stride[d] = s;
+  return meta;
 }
 
 /* Lanes of the k-th own segment. */
@@ -335,6 +346,7 @@ static wf_status exchange(work *w, wf_tensor *start, int start_dim, block_run ru
   double before = wf_comm_count(w->p->dist->comm).waited;
   wf_status st = w->a->transport == WF_TRANSPORT_PIPE ? by_pipe(w, start, start_dim, run, arg, gone)
                                                       : by_chain(w, start, start_dim, run, arg);
+  if (cost) cost->predicted += w->a->seconds, cost->scans++;
   if (cost) cost->waited += wf_comm_count(w->p->dist->comm).waited - before;
   return st;
 }
@@ -498,9 +510,9 @@ static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
   return WF_OK;
 }
 
-static const wf_op *const bases[] = {&wf_op_scan_scalar,        &wf_op_scan_channel,  &wf_op_scan_delta,
-                                     &wf_op_scan_delta_channel, &wf_op_scan_diag,     &wf_op_scan_sum,
-                                     &wf_op_scan_max,           &wf_op_selective_scan};
+static const wf_op *const bases[] = {&wf_op_scan_scalar,        &wf_op_scan_channel,   &wf_op_scan_delta,
+                                     &wf_op_scan_delta_channel, &wf_op_scan_diag,      &wf_op_scan_sum,
+                                     &wf_op_scan_max,           &wf_op_selective_scan, &wf_op_recur};
 enum { BASES = sizeof bases / sizeof *bases };
 static wf_op wrapped[BASES];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -529,15 +541,73 @@ static void describe(void) {
   }
 }
 
-/* ---- choosing ---- */
+/* ---- choosing: by what all ranks know alike ---- */
 
-static wf_status choose(const wf_part *p, const wf_op *base, int n_in, wf_tensor *const *in,
-                        segments_attr *a) {
+typedef struct plan {
+  const wf_cost *cost;
+  int64_t P, most;  /* segments; blocks */
+  double a, b, run; /* bytes of A and B; seconds of a segment's forward */
+  double share;
+} plan;
+
+static double lane_bytes(int ndim, const int64_t *shape, wf_dtype dtype) {
+  double n = (double)wf_dtype_size(dtype);
+  for (int d = 1; d < ndim; d++) n *= (double)shape[d];
+  return n;
+}
+
+static plan plan_of(const wf_part *p, const wf_cost *cost, const wf_call *call) {
+  const wf_carry *y = call->op->carry;
+  const wf_tensor *s = call->in[y->state];
+  double lanes = (double)p->n_lanes, each = lane_bytes(s->ndim, s->shape, s->dtype);
+  int64_t widest = 0, u = units(call->op, call->n_in, call->in);
+  wf_desc A = {.ndim = 0};
+  if (y->kind) y->kind(call, &A);
+  for (int i = 0; i < p->n_segments; i++)
+    if (p->tokens[i] > widest) widest = p->tokens[i];
+  return (plan){.cost = cost,
+                .P = p->n_segments,
+                .most = u / (cost->threads > 1 ? cost->threads : 1) + (u < cost->threads),
+                .a = A.ndim ? lanes * lane_bytes(A.ndim, A.shape, A.dtype) : 0,
+                .b = lanes * each,
+                .run = (double)widest * each / (double)wf_dtype_size(s->dtype) * y->work / cost->flops,
+                .share = y->share};
+}
+
+static int64_t blocks_of(const plan *x, wf_transport t) {
+  double n = t == WF_TRANSPORT_PIPE || t == WF_TRANSPORT_RELAY ? x->b : x->a + x->b;
+  if (t == WF_TRANSPORT_PIPE) return wf_cost_blocks(x->cost, x->P, n, x->most, x->run);
+  if (t == WF_TRANSPORT_RELAY) return wf_cost_blocks(x->cost, x->P, n, x->most, 0);
+  bool large = n / x->cost->bandwidth > 10 * x->cost->latency; /* one is under way while others are formed */
+  return !large ? 1 : x->most < 4 ? x->most : 4;
+}
+
+static double seconds(const plan *x, wf_transport t, int64_t K) {
+  double maps = x->share * x->run, hops = (double)(x->P - 1), state = x->b / x->cost->combine;
+  switch (t) {
+  case WF_TRANSPORT_PIPE: return wf_cost_pipe(x->cost, x->P, x->b, K, x->run);
+  case WF_TRANSPORT_RELAY: return maps + wf_cost_relay(x->cost, x->P, x->b, K) + hops * state / (double)K;
+  case WF_TRANSPORT_GATHER: return maps + wf_cost_gather(x->cost, x->P, x->a + x->b) + hops * state;
+  default: return maps + wf_cost_log(x->cost, x->P, x->a + x->b);
+  }
+}
+
+static void choose(const wf_part *p, const wf_call *call, segments_attr *a) {
   const wf_dist *d = p->dist;
-  a->transport = (int32_t)(d->transport == WF_TRANSPORT_AUTO ? WF_TRANSPORT_GATHER : d->transport);
-  a->blocks = d->blocks ? d->blocks : 1;
-  (void)base, (void)n_in, (void)in;
-  return WF_OK;
+  wf_cost usual = wf_cost_default();
+  plan x = plan_of(p, d->cost ? d->cost : &usual, call);
+  bool pipe = wf_layout_most(d->layout) == 1, maps = call->op->carry->kind != NULL;
+  a->seconds = -1;
+  for (int t = WF_TRANSPORT_PIPE; t <= WF_TRANSPORT_LOG; t++) {
+    if (t == WF_TRANSPORT_PIPE ? !pipe : !maps) continue;
+    if (maps && d->transport != WF_TRANSPORT_AUTO && (int)d->transport != t) continue;
+    int64_t K = d->blocks ? d->blocks : blocks_of(&x, (wf_transport)t);
+    double s = seconds(&x, (wf_transport)t, K);
+    if (a->seconds >= 0 && s >= a->seconds) continue;
+    a->seconds = s;
+    a->transport = t;
+    a->blocks = (int32_t)K;
+  }
 }
 
 bool wf_segments_serve(const wf_part *p) {
@@ -546,6 +616,10 @@ bool wf_segments_serve(const wf_part *p) {
   case WF_TRANSPORT_PIPE: return wf_layout_most(p->dist->layout) == 1;
   default: return true;
   }
+}
+bool wf_segments_pipe(const wf_part *p) {
+  wf_transport t = p->dist->transport;
+  return (t == WF_TRANSPORT_AUTO || t == WF_TRANSPORT_PIPE) && wf_layout_most(p->dist->layout) == 1;
 }
 
 static wf_tensor *apply(const wf_carrier *self, wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in,
@@ -559,7 +633,10 @@ static wf_tensor *apply(const wf_carrier *self, wf_ctx *c, const wf_op *op, int 
     st = WF_FAIL(WF_EUNSUPPORTED, "'%s' over the ranks of a sequence", op->name);
   for (int j = 0; j < n_in && st == WF_OK; j++)
     if (in[j] && wf_is_poison(in[j])) st = wf_ctx_failure(c);
-  if (st == WF_OK) st = choose(s->part, op, n_in, in, &a);
+  if (st == WF_OK) choose(s->part, &(wf_call){c, op, attr, n_in, 0, in, NULL, 0}, &a);
+  if (st == WF_OK && a.seconds < 0)
+    st = WF_FAIL(WF_EUNSUPPORTED, "'%s' by transport %d over %d segments of %d ranks", op->name,
+                 (int)s->part->dist->transport, s->part->n_segments, s->part->dist->layout->n_ranks);
   if (st != WF_OK) {
     for (int j = 0; j < WF_MAX_OUT; j++) out[j] = wf_poison(c, st);
     return out[0];

@@ -31,6 +31,8 @@ typedef struct wf_segments {
 wf_segments wf_segments_of(wf_part *part);
 /* False where the transport asked for runs one segment after the other: not here. */
 bool wf_segments_serve(const wf_part *part);
+/* May an op without a map of its state go block by block of heads? */
+bool wf_segments_pipe(const wf_part *part);
 
 #ifdef __cplusplus
 }

@@ -30,10 +30,16 @@ static void recur_body(wf_run *r, const void *arg, wf_tensor *const *x, wf_tenso
   y[0] = wf_seq_recur(r, a->slot, &in, a->drop);
 }
 
+/* Ranks that wait for each other's heads, rather than for each other's lanes: whichever are more. */
+static bool by_heads(const wf_run *r, const wf_recur_in *in) {
+  return wf_segments_pipe(r->part) && !wf_is_poison(in->r) && in->r->shape[0] > r->part->n_groups;
+}
+
 wf_tensor *wf_seq_recur(wf_run *r, int slot, const wf_recur_in *in, const wf_seq_recur_dropout *drop) {
   wf_ctx *c = r->c;
   wf_state *s = r->state;
-  if (r->part) {
+  wf_seq_rows to;
+  if (r->part && !by_heads(r, in)) {
     recur_arg arg = {slot, in, drop};
     wf_relay relay = {.slot = slot, .n_state = 1, .n_x = 4, .n_y = 1, .body = recur_body, .arg = &arg};
     wf_tensor *y;
@@ -53,5 +59,6 @@ wf_tensor *wf_seq_recur(wf_run *r, int slot, const wf_recur_in *in, const wf_seq
           heads(r, in, wf_dropout(c, ones(r, in, r->rows->n_tokens), r->rows, drop->candidate, key, r->step));
     }
   }
-  return wf_recur(c, &masked, s ? wf_state_in(s, slot) : NULL, r->rows, s ? wf_state_out(s, slot) : NULL);
+  return wf_recur(c, &masked, s ? wf_state_in(s, slot) : NULL, wf_seq_carried(r, &to),
+                  s ? wf_state_out(s, slot) : NULL);
 }

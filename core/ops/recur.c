@@ -343,6 +343,17 @@ enum {
   OPTIONAL = 0xe | 1 << RECUR_B | 1 << RECUR_STATE | 1 << RECUR_INIT | 1 << RECUR_H_MASK | 1 << RECUR_C_MASK
 };
 
+static const wf_carry carry = {
+    .state = RECUR_STATE,
+    .init = RECUR_INIT,
+    .table = RECUR_TABLE,
+    .left = RECUR_OUT_STATE,
+    .in = {WF_CARRY_HEADS, WF_CARRY_HEADS, WF_CARRY_HEADS, WF_CARRY_HEADS, 0, WF_CARRY_HEADS, WF_CARRY_HEADS,
+           WF_CARRY_HEADS, -1, WF_CARRY_HEADS, WF_CARRY_HEADS},
+    .out = {WF_CARRY_HEADS, WF_CARRY_HEADS, WF_CARRY_HEADS},
+    .work = 200,
+};
+
 const wf_op wf_op_recur = {
     .name = "recur",
     .min_in = RECUR_C_MASK + 1,
@@ -360,6 +371,7 @@ const wf_op wf_op_recur = {
     .infer = infer,
     .vjp = vjp,
     .cpu = &recur_cpu,
+    .carry = &carry,
     .cost = cost,
     .sample = wf_recur_sample,
     .n_samples = 6,
@@ -378,10 +390,10 @@ wf_tensor *wf_recur(wf_ctx *c, const wf_recur_in *in, wf_tensor *state, const wf
     return wf_poison(c, s);
   }
   wf_tensor *out[WF_MAX_OUT];
-  wf_op_apply(c, &wf_op_recur, RECUR_C_MASK + 1,
-              (wf_tensor *[]){in->x[0], in->x[1], in->x[2], in->x[3], in->r, in->b, state, in->init,
-                              rows->table, in->h_mask, in->c_mask},
-              &a, out);
+  wf_op_apply_rows(c, rows, &wf_op_recur, RECUR_C_MASK + 1,
+                   (wf_tensor *[]){in->x[0], in->x[1], in->x[2], in->x[3], in->r, in->b, state, in->init,
+                                   rows->table, in->h_mask, in->c_mask},
+                   &a, out);
   if (state_out) *state_out = out[RECUR_OUT_STATE];
   return out[RECUR_OUT_Y];
 }

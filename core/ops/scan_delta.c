@@ -10,6 +10,7 @@
  *     dW = L^T dE + A^T dO + diag(e^{b_C - b}) K dS',   dE = -diag(beta) dW,
  *     dV = -dE,   dbeta_t = -<dw_t, e_t>,   dK has a part as reader and one as key.
  */
+#define WF_SCAN_SHARE 1.2 /* forming A is a scan by itself */
 #include "core/ops/scan_decays_impl.h"
 #include "core/ops/scan_delta_impl.h"
 

@@ -10,6 +10,7 @@
  *     dbeta_t = -<dw_t, e_t>
  * (mixers 4)
  */
+#define WF_SCAN_SHARE 1.2 /* forming A is a scan by itself */
 #include "core/ops/scan_delta_impl.h"
 #include "core/ops/scan_fades_impl.h"
 

@@ -160,6 +160,8 @@ static const wf_carry carry = {.state = STATE,
                                .left = 1,
                                .in = {1, 1, 1, 0, -1},
                                .out = {1, 1},
+                               .work = 10,
+                               .share = 0.5,
                                .kind = kind,
                                .factor = factor,
                                .advance = diag_advance};

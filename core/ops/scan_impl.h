@@ -577,6 +577,8 @@ enum { WF_SCAN_SAMPLES = 6 };
                                    .left = 1,                                                \
                                    .in = {1, 1, 1, 1, 1, 1, 0, -1},                          \
                                    .out = {1, 1},                                            \
+                                   .work = 8,                                                \
+                                   .share = WF_SCAN_SHARE,                                   \
                                    .kind = carry_kind,                                       \
                                    .factor = factor,                                         \
                                    .advance = wf_scan_advance};                              \
@@ -618,6 +620,9 @@ enum { WF_SCAN_SAMPLES = 6 };
         .sample = grad_sample,                                                               \
         .n_samples = WF_SCAN_SAMPLES,                                                        \
     };
+#  ifndef WF_SCAN_SHARE
+#    define WF_SCAN_SHARE 0.3
+#  endif
 #  define WF_SCAN_OPTIONAL (1 << SCAN_G | 1 << SCAN_W | 1 << SCAN_STATE | 1 << SCAN_INIT)
 #  define WF_SCAN_ROWMAJOR (1 << SCAN_Q | 1 << SCAN_K | 1 << SCAN_V | 1 << SCAN_G | 1 << SCAN_W)
 

@@ -75,6 +75,8 @@ static const wf_carry carry = {.state = STATE,
                                .left = 2,
                                .in = {-1, -1, -1, -1, -1, -1},
                                .out = {-1, -1, -1},
+                               .work = 4,
+                               .share = 0.5,
                                .kind = kind,
                                .factor = factor,
                                .advance = diag_advance};

@@ -215,6 +215,8 @@ static const wf_carry carry = {.state = STATE,
                                .left = STATE_OUT,
                                .in = {1, 1, 0, -1, -1, 0, 1, 0, -1},
                                .out = {1, 2, 1},
+                               .work = 20,
+                               .share = 1,
                                .kind = kind,
                                .factor = factor,
                                .advance = state_alone};

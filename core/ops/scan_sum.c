@@ -110,6 +110,8 @@ static const wf_carry carry = {.state = STATE,
                                .left = 1,
                                .in = {-1, -1, -1, -1, -1},
                                .out = {-1, -1},
+                               .work = 4,
+                               .share = 0.5,
                                .kind = kind,
                                .advance = diag_advance};
 

@@ -29,6 +29,9 @@ static const wf_dist transports[] = {
     {.transport = WF_TRANSPORT_GATHER},
     {.transport = WF_TRANSPORT_LOG, .blocks = 2},
 };
+/* Of more heads than there are groups of lanes. */
+static const wf_dist pipes[] = {{.transport = WF_TRANSPORT_PIPE, .blocks = 3},
+                                {.transport = WF_TRANSPORT_AUTO}};
 enum { TRANSPORTS = sizeof transports / sizeof *transports };
 
 WAYS_TEST(simple_gla, transports, "simple_gla heads=2 / swiglu width=7",
@@ -39,6 +42,7 @@ WAYS_TEST(diagonal, transports, "gateloop heads=2 / swiglu width=7", "mingru / -
 WAYS_TEST(normalised, transports, "linear_attention heads=2 / -", "aaren / -", "lightning heads=2 / -")
 WAYS_TEST(mamba, transports, "mamba / -", "mamba2 head_dim=6 / -")
 RANKS_TEST(serial, "ttt heads=2 / -", "lstm / -")
+WAYS_TEST(recur, pipes, "slstm heads=6 / -", "lstm / -")
 
 /* ---- attention: every way ---- */
 
@@ -77,6 +81,7 @@ static Suite *suite(void) {
   tcase_add_loop_test(t, normalised, 0, TRANSPORTS);
   tcase_add_loop_test(t, mamba, 0, TRANSPORTS);
   tcase_add_test(t, serial);
+  tcase_add_loop_test(t, recur, 0, 2);
   suite_add_tcase(s, t);
 
   TCase *a = tcase_create("attention");
