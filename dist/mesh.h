@@ -16,6 +16,7 @@ extern "C" {
 typedef struct wf_mesh {
   wf_comm *world, *data, *sequence; /* owned */
   wf_layout *layout;                /* of a sequence over its group; owned */
+  wf_cost cost;                     /* of the links of a sequence, where they were measured */
   wf_dist dist; /* the sequence group, for wf_step; used where it has more than one rank */
 } wf_mesh;
 

@@ -11,6 +11,8 @@ static const char *const norms[] = /* in the order of wf_norm_kind */ {"rmsnorm"
 static const char *const layouts[] = {"contiguous", "zigzag", NULL};
 /* wf_dist_attention */
 static const char *const attentions[] = {"auto", "ring", "gather", "all_to_all", "usp", NULL};
+/* wf_transport */
+static const char *const scans[] = {"auto", "serial", "pipe", "relay", "gather", "log", NULL};
 static const char *const transports[] = {"self", "mpi", "nccl", NULL};
 static const char *const splits[] = {"validation", "test", NULL};
 
@@ -100,6 +102,9 @@ static const wf_option parallel_table[] = {
         wf_config_parallel, attention, "auto", attentions, WF_OPT_RESUME,
         "how keys come to queries on other ranks: they go round, all come at once, tokens become heads, "
         "or the last in teams and between them the first; auto: whatever sends least"),
+    WF_OPT_ENUMF(
+        wf_config_parallel, scan, "auto", scans, WF_OPT_RESUME,
+        "how the states of scans go from rank to rank; auto: as the link measured at the start says"),
     WF_OPT_ENUMF(wf_config_parallel, transport, "auto", transports, WF_OPT_AUTO | WF_OPT_RESUME,
                  "what carries messages between ranks"),
     WF_OPT_I64F(wf_config_parallel, zero, "1", 0, 1, WF_OPT_RESUME,

@@ -79,11 +79,15 @@ wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out) {
     return st;
   }
   share_threads(cfg, world);
-  return wf_mesh_open(world, data, sequence, WF_LAYOUT_CONTIGUOUS, out);
+  WF_TRY(wf_mesh_open(world, data, sequence, WF_LAYOUT_CONTIGUOUS, out));
+  if (sequence == 1) return WF_OK;
+  out->dist.cost = &out->cost;
+  return wf_cost_calibrate(out->sequence, &out->cost);
 }
 
 wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *mesh) {
   const wf_state_spec *spec = wf_model_state_spec(m);
+  mesh->dist.transport = (wf_transport)cfg->parallel.scan;
   mesh->dist.attention = (wf_dist_attention)cfg->parallel.attention;
   bool zigzag = cfg->parallel.layout == WF_LAYOUT_ZIGZAG;
   for (int i = 0; i < spec->n && cfg->parallel.layout < 0; i++) zigzag |= spec->slot[i].grows;

@@ -20,8 +20,9 @@ extern "C" {
  * of this process where the config leaves them open. Errors with hints: a mesh that does not fit the number
  * of ranks, a transport this build lacks, ranks with different configs or another weft. The caller closes. */
 wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out);
-/* The layout of sequences where the config leaves it to us, known with the model: zigzag for attention over
- * everything before, else contiguous. Same on all ranks. */
+/* How sequences lie over their ranks and what passes between them. Where the config leaves the layout to us
+ * it is known with the model: zigzag for attention over everything before, else contiguous. Same on all
+ * ranks. */
 wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *mesh);
 
 static inline bool wf_parallel_leads(const wf_mesh *m) {
