@@ -7,6 +7,7 @@
 
 typedef struct placed { /* a span and its call */
   int call;
+  bool open; /* its queries see all of its keys, and may see those behind them too */
   wf_attend_span span;
 } placed;
 
@@ -21,6 +22,7 @@ typedef struct builder {
   int *newest; /* [ranks] of the document under way: the last segment with queries of the rank, or -1 */
   int64_t *mine, n_mine; /* rows of this team, in the order of the map */
   int *met;              /* [rows] calls of the hop under way that the row of queries is part of */
+  int64_t *latest;       /* [rows] and where its last span is */
   placed *placed;
 } builder;
 
@@ -111,7 +113,8 @@ static int farthest_first(const void *a, const void *b) {
   const wf_ring_run *x = a, *y = b;
   if (x->owner != y->owner) return x->owner < y->owner ? -1 : 1;
   if (x->last != y->last) return x->last > y->last ? -1 : 1;
-  return x->row < y->row ? -1 : x->row > y->row;
+  if (x->first != y->first) return x->first < y->first ? -1 : 1; /* a document's lie together */
+  return x->segment < y->segment ? -1 : x->segment > y->segment;
 }
 
 static wf_status line_up(builder *b) {
@@ -136,13 +139,22 @@ static wf_status line_up(builder *b) {
 
 /* ---- calls ---- */
 
-/* The queries of row i see `seen` keys from `key` on, all or up to themselves. */
+/* The queries of row i see `seen` keys from `key` on: all of them, or up to themselves, `before` keys behind
+ * the first. Where all are seen their order does not matter: adjacent runs of a document are one. */
 static wf_status place(builder *b, int64_t i, int64_t key, int64_t before, int64_t seen) {
   const wf_keys tokens = {WF_KEYS_TOKENS, 0, 0, b->k->team};
+  placed *last = b->met[i] ? &b->placed[b->latest[i]] : NULL;
+  bool all = before >= seen;
+  if (all && last && last->open && last->span.key + last->span.keys == key) {
+    last->span.keys += seen;
+    last->span.distance += seen;
+    return WF_OK;
+  }
   int64_t n = b->plan->n_spans++;
   int64_t query = wf_key_base(b->p, &tokens, wf_part_owner(b->p, b->m->segment[i])) + b->m->token[i];
   WF_TRY(wf_grow("dist", (void **)&b->placed, sizeof *b->placed, (size_t)n, &b->cap_spans));
-  b->placed[n] = (placed){.call = b->met[i]++, .span = {query, b->p->row[i].len, key, before, seen}};
+  b->latest[i] = n;
+  b->placed[n] = (placed){b->met[i]++, all, {query, b->p->row[i].len, key, before, seen}};
   return WF_OK;
 }
 
@@ -220,6 +232,7 @@ static wf_status build(builder *b) {
   const wf_part *p = b->p;
   WF_CALLOC(b->newest, "dist", b->plan->n_ranks);
   WF_CALLOC(b->met, "dist", p->first[p->n_segments] + 1);
+  WF_CALLOC(b->latest, "dist", p->first[p->n_segments] + 1);
   WF_CALLOC(b->mine, "dist", p->first[p->n_segments] + 1);
   for (int r = 0; r < b->plan->n_ranks; r++) b->newest[r] = -1;
   for (int64_t j = 0; j < p->first[p->n_segments]; j++)
@@ -242,6 +255,7 @@ static wf_status make_ring(const wf_part *p, const wf_key_map *m, const wf_keys 
   wf_free(b.newest);
   wf_free(b.met);
   wf_free(b.mine);
+  wf_free(b.latest);
   wf_free(b.placed);
   return st;
 }
