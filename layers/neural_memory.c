@@ -74,6 +74,28 @@ static wf_tensor *moved(wf_ctx *c, wf_tensor *w, wf_tensor *a, wf_tensor *p, wf_
   return w ? wf_add(c, y, wf_mul(c, w, a)) : y;
 }
 
+/* sqrt(sum x^2) of rows, or of whole matrices [m, H, 1, 1] */
+static wf_tensor *length(wf_ctx *c, wf_tensor *x, bool matrix) {
+  wf_tensor *s = wf_sum(c, wf_square(c, x), -1, true);
+  if (matrix) s = wf_sum(c, s, -2, true);
+  return wf_sqrt(c, wf_affine(c, s, 1, 1e-12));
+}
+
+/* theta / max(1, C) [m, H, len, 1], given the residuals of a run. */
+static wf_tensor *bounded(wf_ctx *c, const wf_inner *n, const wf_inner_run *run, wf_tensor *residual,
+                          wf_tensor *theta) {
+  wf_tensor *e = length(c, residual, false), *J = NULL, *gain = NULL;
+  wf_tensor *C = wf_square(c, length(c, run->x[n->depth - 1], false));
+  for (int i = n->depth - 2; i >= 0; i--) {
+    wf_tensor *x = length(c, run->x[i], false);
+    C = wf_add(c, C, wf_mul(c, x, gain ? wf_mul(c, e, gain) : e));
+    J = J ? wf_matmul(c, n->w[i + 1], J) : n->w[i + 1];
+    gain = length(c, J, true);
+    C = wf_add(c, C, wf_square(c, wf_mul(c, x, gain)));
+  }
+  return wf_div(c, theta, wf_affine(c, wf_relu(c, wf_affine(c, C, 1, -1)), 1, 1));
+}
+
 wf_tensor *wf_use_memory(wf_run *r, const wf_memory_part *p, const wf_seq_span *span,
                          const wf_memory_in *in) {
   wf_ctx *c = r->c;
@@ -90,8 +112,9 @@ wf_tensor *wf_use_memory(wf_run *r, const wf_memory_part *p, const wf_seq_span *
 
   wf_inner start = start_of(r, p, span);
   wf_inner_run run;
-  wf_tensor *z = wf_inner_forward(c, &start, x[1], &run), *y = x[0];
-  wf_inner_backward(c, &start, wf_mul(c, wf_sub(c, z, x[2]), wf_affine(c, x[3], -2, 0)), &run);
+  wf_tensor *e = wf_sub(c, wf_inner_forward(c, &start, x[1], &run), x[2]), *y = x[0];
+  wf_tensor *theta = p->bounded && p->depth > 1 ? bounded(c, &start, &run, e, x[3]) : x[3];
+  wf_inner_backward(c, &start, wf_mul(c, e, wf_affine(c, theta, -2, 0)), &run);
   for (int i = 0; i < p->depth; i++) {
     wf_tensor *w = state(r, p, i, M), *momentum = state(r, p, i, P), *X = run.x[i], *u = run.dz[i];
     if (wf_is_poison(u) || wf_is_poison(y)) return wf_poison(c, WF_OK);

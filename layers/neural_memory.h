@@ -14,6 +14,16 @@
  *   x_t M_t = B[t, 0] x_t M + f_t x_t P + sum_j G[t, j] (x_t . X_j) u_j
  *   M' = B[L, 0] M + f_L P + (G[L, :] X)^T u;   P' = N[L, 0] P + (N[L, 1..] X)^T u
  * For a cut inside a segment the state has M_s beside M and P.
+ *
+ * A linear M does not diverge within a segment while sum theta <= 1 there, as |k| = 1. A deep one's curvature
+ * grows with its weights and its residual e = M_s(k) - v; steps larger than it allows make the layers'
+ * weights grow with each other's. Bounded, theta becomes theta / max(1, C), C = sum_i |X_i|^2 |J_i|^2 +
+ * sum_{i < last} |X_i| |e| |J_{i+1}|,   J_last = I,  J_i = W_{i+1} J_{i+1} with |J_last| = 1 and Frobenius'
+ * norm of the others: the Gauss-Newton part of l's Hessian and its cross terms of neighbouring layers are
+ * about 2 C at most, GELU's slopes taken as 1. So a step is gradient descent's 1 / curvature where that is
+ * the smaller; normalised LMS does the same for a linear M, where C = |k|^2 = 1 changes nothing. C is of the
+ * token and of M_s alone, hence causal and the same for every cut, and it is differentiated with the rest.
+ * (titans-pytorch can clamp the norms of the gradients instead, to a size that has to be found by trial.)
  */
 #ifndef WF_LAYERS_NEURAL_MEMORY_H
 #define WF_LAYERS_NEURAL_MEMORY_H
@@ -30,6 +40,7 @@ enum { WF_MEMORY_STATES = 3 * WF_INNER_DEPTH };
 typedef struct wf_memory_part {
   int64_t heads;
   int depth, slot;
+  bool bounded;                /* theta / max(1, C); the caller's to set */
   wf_param *w[WF_INNER_DEPTH]; /* the memory of a fresh document, learned: [H, in, out] */
 } wf_memory_part;
 

@@ -14,7 +14,9 @@
  *                            memory learns from a in place of x;  y = (a (x) M_t(q(a_t))) Wo
  *
  * With gradients taken at a segment's start, a repeated key is multiplied by 1 - 2 sum theta of the segment
- * (alpha = eta = 0): so theta_max is 1 / segment by default.
+ * (alpha = eta = 0): so theta_max is 1 / segment by default. A deep memory has no such bound of its own: by
+ * default (step: bounded) each token's theta is divided by max(1, C_t), C_t its loss's curvature
+ * (layers/neural_memory.h); step: plain is the paper's.
  *
  * Behrouz, Zhong, Mirrokni 2024.
  */
@@ -28,11 +30,12 @@
 typedef enum variant { LMM, MAG, MAL, MAC } variant;
 static const char *const variants[] = {"lmm", "mag", "mal", "mac", NULL};
 static const char *const memories[] = {"linear", "deep", NULL};
+static const char *const steps[] = {"bounded", "plain", NULL};
 static const char *const positions[] = {"none", "rope", NULL};
 
 typedef struct options {
   int64_t heads, segment, depth, expand, conv_width, persistent, window;
-  int variant, memory, position;
+  int variant, memory, step, position;
   double theta_max, rope_base;
 } options;
 
@@ -46,6 +49,9 @@ static const wf_option table[] = {
     WF_OPT_I64(options, segment, "64", 1, 65536, "tokens whose gradients are taken at the same weights"),
     WF_OPT_F64F(options, theta_max, "auto", 0, 1e6, WF_OPT_AUTO,
                 "largest step of a token; auto: 1 / segment, above which the memory can diverge"),
+    WF_OPT_ENUM(
+        options, step, "bounded", steps,
+        "a deep memory's step: divided by its loss's curvature where that exceeds 1, or as the paper's"),
     WF_OPT_I64(options, conv_width, "4", 2, 64, "tokens the short convolutions of q, k and v see"),
     WF_OPT_I64(options, persistent, "4", 0, 65536, "learned rows that attention always sees"),
     WF_OPT_I64(options, window, "256", 1, INT64_C(1) << 40,
@@ -90,6 +96,7 @@ static wf_status declare_memory(wf_build *b, titans *t, const options *o) {
   }
   WF_TRY(wf_part_memory(b, t->heads, t->head, t->head * o->expand, t->head, o->memory ? (int)o->depth : 1,
                         &t->memory));
+  t->memory.bounded = !o->step;
   for (int i = 0; i < 3; i++) {
     snprintf(name, sizeof name, "%s_conv", names[i]);
     WF_TRY(wf_part_conv(b, name, d, t->conv_width, wf_init_normal(b->init_std), false, true, &t->conv[i]));

@@ -4,8 +4,8 @@
 #   tests/bench/learn.sh [MIXER...]           all of `weft layers` by default; MIXER,KEY=VALUE... sets options
 #
 # Environment: WEFT (build/weft), STORE (data-cache/fortunes.h5, which ./setup.sh train makes), STEPS (300), LR (3.0e-3),
-# WIDTH (128), BLOCKS (2), BATCH (4096 tokens), LENGTH (256), THREADS (2), OUT (a temporary folder for the runs), LSTM
-# (yes; no leaves its row out).
+# WIDTH (128), BLOCKS (2), BATCH (4096 tokens), LENGTH (256), THREADS (2), SEED (1), OUT (a temporary folder for the
+# runs), LSTM (yes; no leaves its row out).
 #
 # A model is BLOCKS blocks of the mixer, with its defaults but for the options below, and a SwiGLU of 2 WIDTH; AdamW, cosine schedule. Beside them
 # stand the bigram model of the text and a stack of LSTM layers alone, as many as blocks, whose width is chosen so that
@@ -14,7 +14,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 weft=${WEFT:-$here/../../build/weft} store=${STORE:-data-cache/fortunes.h5}
 steps=${STEPS:-300} lr=${LR:-3.0e-3} width=${WIDTH:-128} blocks=${BLOCKS:-2} batch=${BATCH:-4096} length=${LENGTH:-256}
-threads=${THREADS:-2}
+threads=${THREADS:-2} seed=${SEED:-1}
 
 die() {
   echo "learn.sh: $*" >&2
@@ -44,7 +44,7 @@ options_of() {
 # run NAME WIDTH BLOCK STEPS: prints what training prints.
 run() {
   cat > "$out/$1.yaml" << EOF
-run: {name: $1, seed: 1, threads: $threads, dir: '$out/$1'}
+run: {name: $1, seed: $seed, threads: $threads, dir: '$out/$1'}
 data: {store: '$store', seq_len: $length}
 model:
   d_model: $2

@@ -525,7 +525,7 @@ def retnet_paper():
 @mixer
 def titans():
     golden("titans_linear", "titans variant=lmm heads=2 memory=linear segment=16", lambda: definitions.TitansLMM(2, 16, ()))
-    golden("titans_deep", "titans variant=lmm heads=2 memory=deep expand=2 segment=12",
+    golden("titans_deep", "titans variant=lmm heads=2 memory=deep expand=2 segment=12 step=plain",
            lambda: definitions.TitansLMM(2, 12, (16,)))
 
 

@@ -7,6 +7,7 @@
 /* What a definition is of, beyond the parameters. */
 static int64_t segment, depth, expand, window;
 static double theta_max;
+static bool bounded;
 
 /* y = SiLU of the causal convolution of z [T, d] at t, by name; unit: each head divided by its length. */
 static void convolve(const layer *l, const char *name, int64_t t, int64_t H, bool unit, const double *z,
@@ -71,6 +72,36 @@ static void memory_read(const net *n, const double *q, double *o) {
   memcpy(o, y[n->depth - 1], (size_t)n->wide[n->depth] * sizeof *o);
 }
 
+/* What divides a deep memory's step: the curvature of its loss at k, e the residual there, or 1. */
+static double divisor(const net *n, const double *k, const double *e) {
+  double x[NET_DEPTH][NET_WIDE], y[NET_DEPTH][NET_WIDE], size[NET_DEPTH], gain[NET_DEPTH], sum = 0;
+  double J[NET_WIDE][NET_WIDE], next[NET_WIDE][NET_WIDE];
+  int last = n->depth - 1;
+  int64_t V = n->wide[n->depth];
+  if (!last) return 1;
+  net_forward(n, k, x, y);
+  for (int64_t a = 0; a < V; a++)
+    for (int64_t b = 0; b < V; b++) J[a][b] = a == b;
+  for (int i = last; i >= 0; i--) {
+    size[i] = sqrt(dot(n->wide[i], x[i], x[i]) + 1e-12);
+    gain[i] = 0;
+    for (int64_t a = 0; a < n->wide[i + 1]; a++) gain[i] += dot(V, J[a], J[a]);
+    gain[i] = i == last ? 1 : sqrt(gain[i] + 1e-12);
+    for (int64_t a = 0; a < n->wide[i]; a++)
+      for (int64_t b = 0; b < V; b++) {
+        next[a][b] = 0;
+        for (int64_t h = 0; h < n->wide[i + 1]; h++)
+          next[a][b] += net_w(n, i)[a * n->wide[i + 1] + h] * J[h][b];
+      }
+    memcpy(J, next, sizeof J);
+  }
+  for (int i = 0; i <= last; i++) {
+    sum += size[i] * size[i] * gain[i] * gain[i];
+    if (i < last) sum += size[i] * sqrt(dot(V, e, e) + 1e-12) * gain[i + 1];
+  }
+  return fmax(1, sum);
+}
+
 /* Token t: a step, then o = M_t(q); gates before their sigmoids. The network has no biases. */
 static void memory_step(memory *m, int64_t t, const double *q, const double *k, const double *v, double alpha,
                         double eta, double theta, double *o) {
@@ -78,9 +109,10 @@ static void memory_step(memory *m, int64_t t, const double *q, const double *k, 
   int64_t last = m->now.wide[m->now.depth];
   if (t % segment == 0) net_copy(&m->start, &m->now);
   memory_read(&m->start, k, dy);
-  for (int64_t c = 0; c < last; c++) dy[c] = 2 * (dy[c] - v[c]);
+  for (int64_t c = 0; c < last; c++) dy[c] -= v[c];
+  double step = theta_max * sigmoid(theta) / (bounded ? divisor(&m->start, k, dy) : 1);
   net_blend(&m->p, sigmoid(eta), 0, &m->p);
-  net_gradient(&m->start, k, dy, -theta_max * sigmoid(theta), &m->p);
+  net_gradient(&m->start, k, dy, -2 * step, &m->p);
   for (int i = 0; i < m->p.depth; i++) memset(net_b(&m->p, i), 0, (size_t)m->p.wide[i + 1] * sizeof(double));
   net_blend(&m->now, 1 - sigmoid(alpha), 1, &m->p);
   memory_read(&m->now, q, o);
@@ -251,10 +283,15 @@ static void context_definition(const layer *l, const shape *s, int64_t T, const 
 static void check(const char *options, definition f, shape sh, int64_t layers, int64_t wider, int64_t C,
                   double theta) {
   char text[200];
-  segment = C, depth = layers, expand = wider, theta_max = theta, window = sh.window;
-  snprintf(text, sizeof text, "titans heads=%d depth=%d expand=%d segment=%d theta_max=%g window=%d %s",
-           (int)sh.H, (int)layers, (int)wider, (int)C, theta, window ? (int)window : 1, options);
-  check_definition(text, 8, sh, f);
+  segment = C, depth = layers, expand = wider, window = sh.window;
+  for (int plain = 0; plain < (layers > 1 ? 2 : 1); plain++) {
+    bounded = !plain;
+    theta_max = plain ? theta : theta * pow(8, (double)layers - 1);
+    snprintf(text, sizeof text, "titans heads=%d depth=%d expand=%d segment=%d theta_max=%g window=%d %s %s",
+             (int)sh.H, (int)layers, (int)wider, (int)C, theta_max, window ? (int)window : 1,
+             plain ? "step=plain" : "", options);
+    check_definition(text, 8, sh, f);
+  }
 }
 
 START_TEST(linear) {
@@ -299,6 +336,12 @@ END_TEST
 START_TEST(a_deep_memory_of_one_layer_is_linear) {
   expect_equal("titans variant=lmm heads=2 memory=linear segment=16", NULL,
                "titans variant=lmm heads=2 depth=1 expand=3 segment=16", copy_common);
+}
+END_TEST
+
+START_TEST(a_linear_memory_has_no_step_to_bound) {
+  expect_equal("titans variant=lmm heads=2 memory=linear segment=16 theta_max=0.5", NULL,
+               "titans variant=lmm heads=2 memory=linear segment=16 theta_max=0.5 step=plain", copy_common);
 }
 END_TEST
 
@@ -395,9 +438,38 @@ START_TEST(gates_at_their_ends) {
 }
 END_TEST
 
+/* Large weights and values, through many segments in float32: plain steps leave the numbers, bounded ones and
+ * all gradients stay. */
+static bool large_stays_finite(const char *text) {
+  enum { T = 2000, N = T * 8 };
+  layer l = make_of(WF_F32, text, 8);
+  for (int64_t i = 0; i < numel(&l, "v.weight"); i++) value(&l, "v.weight")[i] *= 30;
+  for (int i = 0; i < 2; i++)
+    for (int64_t e = 0; e < numel(&l, i ? "memory.1" : "memory.0"); e++)
+      value(&l, i ? "memory.1" : "memory.0")[e] *= 10;
+  double *x = random_doubles(N, "x", 1), *dy = random_doubles(N, "dy", 1), *y = wf_calloc("test", N, 16);
+  bool finite = true;
+  run(&l, T, x, dy, y, y + N);
+  for (int i = 0; i < 2 * N; i++) finite = finite && isfinite(y[i]);
+  for (int64_t i = 0; i < l.params.numel; i++) finite = finite && isfinite(l.dw[i]);
+  wf_free(x), wf_free(dy), wf_free(y);
+  drop(&l);
+  return finite;
+}
+
+START_TEST(bounded_steps_stay) {
+  ck_assert(large_stays_finite("titans variant=lmm heads=1 segment=64"));
+  ck_assert(large_stays_finite("titans variant=lmm heads=1 depth=4 segment=16"));
+  ck_assert(!large_stays_finite("titans variant=lmm heads=1 segment=64 step=plain"));
+  ck_assert_int_eq(wf_mem_live(), 0);
+}
+END_TEST
+
 WF_CONTRACT_TEST(contract_linear, "titans variant=lmm heads=2 memory=linear segment=4 theta_max=1 / -")
 WF_CONTRACT_TEST(contract_deep,
                  "titans variant=lmm heads=3 depth=2 expand=2 segment=5 theta_max=0.5 / gelu width=5")
+WF_CONTRACT_TEST(contract_plain,
+                 "titans variant=lmm heads=3 depth=2 expand=2 segment=5 step=plain / gelu width=5")
 WF_CONTRACT_TEST(contract_deepest, "titans variant=lmm heads=2 depth=4 expand=1 segment=16 / -")
 WF_CONTRACT_TEST(contract_of_one_token, "titans variant=lmm heads=1 memory=linear segment=1 / -",
                  "titans variant=lmm heads=3 depth=3 expand=1 segment=1 / -")
@@ -427,11 +499,14 @@ static Suite *suite(void) {
   tcase_add_test(t, as_layer);
   tcase_add_test(t, context);
   tcase_add_test(t, a_deep_memory_of_one_layer_is_linear);
+  tcase_add_test(t, a_linear_memory_has_no_step_to_bound);
   tcase_add_test(t, without_steps_the_memory_stays);
   tcase_add_test(t, plain_steps_of_single_tokens_are_the_delta_rule);
   tcase_add_test(t, gates_at_their_ends);
+  tcase_add_test(t, bounded_steps_stay);
   tcase_add_test(t, contract_linear);
   tcase_add_test(t, contract_deep);
+  tcase_add_test(t, contract_plain);
   tcase_add_test(t, contract_deepest);
   tcase_add_test(t, contract_of_one_token);
   tcase_add_test(t, contract_hybrid);
