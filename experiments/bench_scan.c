@@ -30,6 +30,7 @@ typedef struct timed {
   wf_tape *tape;
   wf_tensor *x[INPUTS], *span, *cotangent; /* W: weights or beta; NULL where the member has none */
   wf_leaf leaf[INPUTS];
+  int64_t chunk;
   bool constant; /* G has no gradient */
 } timed;
 
@@ -56,7 +57,7 @@ static wf_tensor *forward(const timed *t) {
   const wf_bench_scan *s = t->s;
   wf_tensor *const *x = t->x;
   const double scale = 1 / sqrt((double)s->size);
-  const wf_scan_options options = {.scale = scale, .chunk = s->chunk};
+  const wf_scan_options options = {.scale = scale, .chunk = t->chunk};
   if (s->member->kind == WF_BENCH_MLSTM) return mlstm(t, &options);
   if (s->member->kind == WF_BENCH_SELECTIVE) return selective(t);
   if (s->member->kind == WF_BENCH_ATTENTION)
@@ -95,6 +96,20 @@ static wf_status both(void *arg) {
   return st;
 }
 
+/* The same in chunks of s->against. */
+static wf_status against(timed *t, wf_bench_fn fn) {
+  t->chunk = t->s->against;
+  const wf_status st = fn(t);
+  t->chunk = t->s->chunk;
+  return st;
+}
+static wf_status once_against(void *t) {
+  return against(t, once);
+}
+static wf_status both_against(void *t) {
+  return against(t, both);
+}
+
 static wf_status with_gradients(timed *t) {
   for (int i = 0; i < INPUTS; i++)
     if (t->x[i] && !(i == G && t->constant)) t->leaf[i].grad = wf_empty_like(t->c, "gradient", t->x[i]);
@@ -113,7 +128,7 @@ static wf_status draw_selective(timed *t, wf_sample *smp) {
   return with_gradients(t);
 }
 
-/* Keys of length 1, so that the delta rule does not grow; decays of about a hundred tokens. */
+/* Keys of length 1, so that the delta rule does not grow. */
 static wf_status draw(timed *t) {
   const wf_bench_scan *s = t->s;
   wf_ctx *c = t->c;
@@ -126,11 +141,11 @@ static wf_status draw(timed *t) {
   t->x[V] = wf_sample_real(&smp, WF_SHAPE(n, H, D));
   t->cotangent = wf_sample_real(&smp, WF_SHAPE(n, H, D));
   t->constant = s->member->decay == WF_DECAY_CONSTANT;
-  if (s->member->decay == WF_DECAY_HEAD) t->x[G] = wf_sample_range(&smp, WF_SHAPE(n, H), -0.02, 0);
-  if (s->member->decay == WF_DECAY_CHANNEL) t->x[G] = wf_sample_range(&smp, WF_SHAPE(n, H, D), -0.02, 0);
+  if (s->member->decay == WF_DECAY_HEAD) t->x[G] = wf_sample_range(&smp, WF_SHAPE(n, H), s->decay, 0);
+  if (s->member->decay == WF_DECAY_CHANNEL) t->x[G] = wf_sample_range(&smp, WF_SHAPE(n, H, D), s->decay, 0);
   if (t->constant)
-    t->x[G] =
-        wf_view_raw(wf_sample_range(&smp, WF_SHAPE(H), -0.02, 0), 2, (int64_t[]){n, H}, (int64_t[]){0, 1}, 0);
+    t->x[G] = wf_view_raw(wf_sample_range(&smp, WF_SHAPE(H), s->decay, 0), 2, (int64_t[]){n, H},
+                          (int64_t[]){0, 1}, 0);
   if (s->member->weights || s->member->delta) t->x[W] = wf_sample_range(&smp, WF_SHAPE(n, H), 0, 1);
   return with_gradients(t);
 }
@@ -160,11 +175,11 @@ static wf_status measure(timed *t, const wf_bench_options *o, wf_bench_scan_row 
   WF_TRY(draw(t));
   WF_TRY(spans(t));
   WF_TRY(once(t));
-  WF_TRY(wf_bench_measure(o, once, NULL, t, &r));
-  row->forward_s = r.median_s;
+  WF_TRY(wf_bench_measure(o, once, t->s->against ? once_against : NULL, t, &r));
+  row->forward_s = r.median_s, row->forward_against_s = r.products_s;
   WF_TRY(both(t));
-  WF_TRY(wf_bench_measure(o, both, NULL, t, &r));
-  row->both_s = r.median_s;
+  WF_TRY(wf_bench_measure(o, both, t->s->against ? both_against : NULL, t, &r));
+  row->both_s = r.median_s, row->both_against_s = r.products_s;
   wf_bench_memory_peak(&r);
   row->tensor_mb = r.tensor_mb;
   row->flops = operations(t->s);
@@ -173,7 +188,7 @@ static wf_status measure(timed *t, const wf_bench_options *o, wf_bench_scan_row 
 
 wf_status wf_bench_scan_run(wf_ctx *c, const wf_bench_scan *s, const wf_bench_options *o,
                             wf_bench_scan_row *row) {
-  timed t = {.s = s, .c = c};
+  timed t = {.s = s, .c = c, .chunk = s->chunk};
   wf_scope scope = wf_scope_open(c);
   wf_status st = measure(&t, o, row);
   wf_scope_close(c, scope);

@@ -41,12 +41,15 @@ extern const wf_bench_member wf_bench_members[]; /* attention first; ends with a
 typedef struct wf_bench_scan {
   const wf_bench_member *member;
   int64_t heads, size, T, batch, chunk; /* chunk 0: the kernel's choice */
+  int64_t against;                      /* chunks to time by turns with those; 0: none; 1: the recurrence */
+  double decay;                         /* log decays lie between it and 0 */
 } wf_bench_scan;
 
 typedef struct wf_bench_scan_row {
   double forward_s, both_s; /* medians */
-  double flops;             /* of both ways, as counted above, all tokens */
-  double tensor_mb;         /* peak */
+  double forward_against_s, both_against_s;
+  double flops;     /* of both ways, as counted above, all tokens */
+  double tensor_mb; /* peak */
 } wf_bench_scan_row;
 
 wf_status wf_bench_scan_run(wf_ctx *c, const wf_bench_scan *s, const wf_bench_options *o,

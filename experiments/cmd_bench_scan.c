@@ -10,8 +10,8 @@
 enum { MOST_SIZES = 8, MOST_T = 32, MOST_MEMBERS = 64 };
 
 typedef struct flags {
-  int64_t heads, batch, chunk, attention, repeats, threads;
-  double seconds;
+  int64_t heads, batch, chunk, against, attention, repeats, threads;
+  double seconds, decay;
   char *size, *seq_len;
   bool json;
 } flags;
@@ -23,6 +23,9 @@ static const wf_option table[] = {
     WF_OPT_I64(flags, batch, "1", 1, 1e6, "sequences beside each other"),
     WF_OPT_I64(flags, chunk, "0", 0, 1 << 20,
                "tokens of a chunk; 1: the plain recurrence; 0: the kernel's choice"),
+    WF_OPT_I64(flags, against, "0", 0, 1 << 20,
+               "chunks to time beside, by turns: their time over this one's is printed; 1: the recurrence"),
+    WF_OPT_F64(flags, decay, "-0.02", -1e4, 0, "log decays lie between it and 0"),
     WF_OPT_I64(flags, attention, "8192", 0, 1e15, "the longest T at which attention is timed beside"),
     WF_OPT_I64(flags, repeats, "3", 1, 1000, "time each at least so many times; the median counts"),
     WF_OPT_F64(flags, seconds, "0.5", 0, 3600, "and for about this long"),
@@ -72,8 +75,11 @@ static void print_header(const scans *s) {
          "rule; of\n"
          "sgemm: of the %.1f G/s of a product of 2048 x 2048; attention: its time over this one's\n",
          (long long)s->f->heads, (long long)s->f->batch, 1e-9 * s->rate);
-  printf("%-14s %6s %9s %14s %14s %10s %10s %10s\n", "member", "K = V", "T", "forward ns/t", "both ns/token",
-         "of sgemm", "attention", "peak MB");
+  if (s->f->against)
+    printf("against: the time of chunks of %lld over this one's, forward and both ways\n",
+           (long long)s->f->against);
+  printf("%-14s %6s %9s %14s %14s %10s %10s %10s%s\n", "member", "K = V", "T", "forward ns/t",
+         "both ns/token", "of sgemm", "attention", "peak MB", s->f->against ? "        against" : "");
 }
 
 /* `beside`: attention's time at the same sizes, 0 where it was not taken. */
@@ -87,13 +93,19 @@ static void print_row(const scans *s, const wf_bench_scan *x, const wf_bench_sca
            x->member->name, (long long)x->heads, (long long)x->size, (long long)x->T, (long long)x->batch,
            (long long)x->chunk, r->forward_s, r->both_s, 1e9 * r->both_s / tokens, part, r->tensor_mb);
     if (beside > 0) printf(", \"attention_s\": %.6g", beside);
+    if (s->f->against)
+      printf(", \"against\": %lld, \"forward_against_s\": %.6g, \"both_against_s\": %.6g",
+             (long long)s->f->against, r->forward_against_s, r->both_against_s);
     printf("}\n");
   } else {
     char ratio[32] = "-";
     if (beside > 0) snprintf(ratio, sizeof ratio, "%.2f", beside / r->both_s);
-    printf("%-14s %6lld %9lld %14.1f %14.1f %9.1f%% %10s %10.1f\n", x->member->name, (long long)x->size,
+    printf("%-14s %6lld %9lld %14.1f %14.1f %9.1f%% %10s %10.1f", x->member->name, (long long)x->size,
            (long long)x->T, 1e9 * r->forward_s / tokens, 1e9 * r->both_s / tokens, 100 * part, ratio,
            r->tensor_mb);
+    if (s->f->against)
+      printf(" %7.2f %6.2f", r->forward_against_s / r->forward_s, r->both_against_s / r->both_s);
+    printf("\n");
   }
   fflush(stdout);
 }
@@ -103,7 +115,8 @@ static void print_row(const scans *s, const wf_bench_scan *x, const wf_bench_sca
 static wf_status measure(const scans *s, int64_t size, int64_t T) {
   double beside = 0;
   for (int i = 0; i < s->n; i++) {
-    job j = {s->f, {s->member[i], s->f->heads, size, T, s->f->batch, s->f->chunk}};
+    job j = {s->f,
+             {s->member[i], s->f->heads, size, T, s->f->batch, s->f->chunk, s->f->against, s->f->decay}};
     wf_bench_scan_row row;
     if (j.scan.member->kind == WF_BENCH_ATTENTION && T > s->f->attention) continue;
     const wf_status st = wf_bench_apart(apart, &j, &row, sizeof row);

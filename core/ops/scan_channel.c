@@ -54,20 +54,6 @@ static int64_t forward_space(const scan_args *a) {
   return reads_space(a, 1) + a->chunk * (a->kpad + a->vpad) + 2 * TAKE_SLACK;
 }
 
-/* Where a channel forgets all within a few tokens, blocks are as short and the recurrence is faster. No
- * output may depend on a later token, so the tokens before the chunk say it. */
-static bool steep(const scan_args *a, const scan_chunk *c) {
-  enum { FEW = 4 };
-  real least = 0;
-  if (a->forced || c->before < FEW) return false;
-  for (int64_t d = 0; d < a->kdim; d++) {
-    real sum = 0;
-    for (int64_t t = 1; t <= FEW; t++) sum += c->g[d - t * a->gs];
-    least = sum < least ? sum : least;
-  }
-  return least < -FAR;
-}
-
 static void forward(const scan_args *a, const scan_chunk *c, real *s, char *work) {
   if (steep(a, c)) {
     tokens(a, c, s, work);
@@ -102,8 +88,9 @@ static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, c
 }
 
 static const scan_kind kind = {.chunk = 64,
+                               .halved = 64 * 64,
                                .shorter = 8,
-                               .smaller = 128,
+                               .smaller = 160,
                                .forward_space = forward_space,
                                .grad_space = grad_space,
                                .tokens = tokens,

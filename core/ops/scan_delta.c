@@ -129,7 +129,9 @@ static void retreat(const scan_args *a, const scan_chunk *c, real *ds, char *wor
 }
 
 static const scan_kind kind = {.chunk = 32,
+                               .halved = 32 * 32,
                                .shorter = 8,
+                               .smaller = 128,
                                .forward_space = forward_space,
                                .grad_space = grad_space,
                                .tokens = tokens,

@@ -75,6 +75,10 @@ static int64_t forward_space(const scan_args *a) {
 }
 
 static void forward(const scan_args *a, const scan_chunk *c, real *s, char *work) {
+  if (steep(a, c)) {
+    tokens(a, c, s, work);
+    return;
+  }
   int64_t n = c->n, vp = a->vpad;
   solved y = solve(a, c, s, true, &work);
   real *o = y.eo + n * vp;
@@ -123,7 +127,9 @@ static void retreat(const scan_args *a, const scan_chunk *c, real *ds, char *wor
 }
 
 static const scan_kind kind = {.chunk = 32,
+                               .halved = 32 * 32,
                                .shorter = 8,
+                               .smaller = 160,
                                .forward_space = forward_space,
                                .grad_space = grad_space,
                                .tokens = tokens,

@@ -59,6 +59,7 @@ typedef struct scan_chunk {
  * take(); states are [kdim, vpad] with zeros in the padding, followed by scan_ones. */
 typedef struct scan_kind {
   int64_t chunk;   /* tokens of a chunk where the caller does not say */
+  int64_t halved;  /* half of them where K V is at most this: pairs of tokens cost more beside the state */
   int64_t shorter; /* rows of fewer tokens run by `tokens` */
   int64_t smaller; /* so do all where a state has fewer elements */
   /* Reals of work space for one chunk. */
@@ -104,7 +105,8 @@ static wf_status scan_read(const wf_call *call, const scan_kind *kind, scan_args
   WF_TRY(wf_rows_read(call->op->name, call->in[SCAN_TABLE], a->n, at->lanes, &a->row));
   for (int64_t r = 0; r < a->rows; r++)
     if (a->row[r].len > a->longest) a->longest = a->row[r].len;
-  a->chunk = at->o.chunk ? at->o.chunk : kind->chunk, a->forced = at->o.chunk != 0;
+  a->forced = at->o.chunk != 0;
+  a->chunk = a->forced ? at->o.chunk : a->kdim * a->vdim > kind->halved ? kind->chunk : kind->chunk / 2;
   if (a->chunk > a->longest) a->chunk = a->longest ? a->longest : 1;
   a->cpad = TILE_PAD(a->chunk);
   return WF_OK;

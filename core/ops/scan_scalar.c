@@ -91,7 +91,9 @@ static void grad(const scan_args *a, const grad_out *out, const scan_chunk *c, c
 }
 
 static const scan_kind kind = {.chunk = 64,
+                               .halved = 64 * 64,
                                .shorter = 8,
+                               .smaller = 128,
                                .forward_space = forward_space,
                                .grad_space = grad_space,
                                .tokens = tokens,

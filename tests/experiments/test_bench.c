@@ -150,6 +150,8 @@ START_TEST(the_family_is_measured) {
   expect("bench scan scalar --size 0", 1, "--size: \"0\" is no count");
   expect("bench scan scalar --seconds 0 --repeats 1 --threads 1 --size 4 --seq-len 9 --chunk 1", 0,
          "\nscalar ");
+  expect("bench scan channel --seconds 0 --repeats 1 --threads 1 --size 4 --seq-len 9 --against 1 --decay -5",
+         0, "against: the time of chunks of 1 over this one's");
 }
 END_TEST
 
