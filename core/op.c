@@ -137,6 +137,23 @@ static wf_status run_labelled(const wf_call *call, wf_cpu_fn fn) {
   return s;
 }
 
+wf_status wf_op_run_beside(const wf_call *call, wf_cpu_fn fn) {
+  const wf_op *op = call->op;
+  wf_ctx *c = call->ctx;
+  bool on_paper = wf_device_on_paper(c->dev);
+  if (on_paper && !op->composed) {
+    if (c->profiling) add_profile(c, call, 0);
+    return WF_OK;
+  }
+  if (!c->profiling || on_paper) return run_labelled(call, fn);
+  wf_device_sync(c->dev);
+  double t0 = wf_now();
+  wf_status s = run_labelled(call, fn);
+  wf_device_sync(c->dev);
+  add_profile(c, call, wf_now() - t0);
+  return s;
+}
+
 static wf_status run_kernel(const wf_call *call) {
   const wf_op *op = call->op;
   wf_ctx *c = call->ctx;
@@ -150,18 +167,7 @@ static wf_status run_kernel(const wf_call *call) {
     fn = (f64 ? op->cpu->f64 : op->cpu->f32)[wf_device_isa(c->dev)];
   }
   if (!fn) return WF_FAIL(WF_EUNSUPPORTED, "op '%s' has no kernel for %s", op->name, wf_device_name(c->dev));
-  bool on_paper = wf_device_on_paper(c->dev);
-  if (on_paper && !op->composed) {
-    if (c->profiling) add_profile(c, call, 0);
-    return WF_OK;
-  }
-  if (!c->profiling || on_paper) return run_labelled(call, fn);
-  wf_device_sync(c->dev);
-  double t0 = wf_now();
-  wf_status s = run_labelled(call, fn);
-  wf_device_sync(c->dev);
-  add_profile(c, call, wf_now() - t0);
-  return s;
+  return wf_op_run_beside(call, fn);
 }
 
 /* Outputs that are slices the kernel cannot write: contiguous scratch for them, and the copy afterwards. */

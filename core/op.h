@@ -173,6 +173,10 @@ wf_tensor *wf_op_apply_rows(wf_ctx *c, const wf_rows *rows, const wf_op *op, int
 wf_status wf_op_run(wf_ctx *c, const wf_op *op, int n_in, wf_tensor *const *in, const void *attr, int n_out,
                     wf_tensor *const *out, uint32_t add);
 
+/* A kernel of the op's beside its own (wf_carry), on the call's tensors as they are: counted as the op's in
+ * profiles, and not run on a device on paper. */
+wf_status wf_op_run_beside(const wf_call *call, wf_cpu_fn kernel);
+
 /* Tensors with the shapes of `like` that are column slices of one new buffer [rows, sum of widths]. */
 wf_status wf_op_alloc_joined(wf_ctx *c, int n, wf_tensor *const *like, wf_tensor **out);
 

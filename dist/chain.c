@@ -28,6 +28,7 @@ struct wf_chain {
   wf_pending **sent;
   size_t n_sent, cap_sent;
   wf_tensor *gathered;
+  int64_t *place; /* [n + 1] in it, of the maps and of the entering state */
   wf_pending *gathering;
 };
 
@@ -173,39 +174,47 @@ static int64_t gather_size(const wf_chain *ch, int i) {
   if (i == ch->n - 1 && !ch->last) return 0;
   return ch->n_b + (i == 0 && !ch->enters ? 0 : ch->n_a);
 }
-static int64_t gather_count(const wf_chain *ch, int rank) {
-  int64_t sum = rank == ch->home && ch->enters ? ch->n_b : 0;
-  for (int i = 0; i < ch->n; i++)
-    if (owner(ch, i) == rank) sum += gather_size(ch, i);
-  return sum;
-}
-/* Where the i-th segment's map begins; i = n: where the entering state does. */
-static int64_t gather_offset(const wf_chain *ch, int i) {
-  int64_t sum = 0;
-  int rank = i < ch->n ? owner(ch, i) : ch->home;
-  for (int r = 0; r < rank; r++) sum += gather_count(ch, r);
-  for (int j = 0; j < i; j++)
-    if (owner(ch, j) == rank) sum += gather_size(ch, j);
-  return sum;
+/* counts [ranks] <- the elements of each; ch->place [n + 1] <- where the i-th segment's map begins, then
+ * where the entering state does. */
+static wf_status gather_places(wf_chain *ch, int64_t *counts) {
+  int ranks = wf_comm_size(ch->comm);
+  int64_t first = 0;
+  WF_CALLOC(ch->place, "dist", ch->n + 1);
+  for (int i = 0; i < ch->n; i++) {
+    ch->place[i] = counts[owner(ch, i)];
+    counts[owner(ch, i)] += gather_size(ch, i);
+  }
+  ch->place[ch->n] = counts[ch->home];
+  if (ch->enters) counts[ch->home] += ch->n_b;
+  int64_t *ahead;
+  WF_CALLOC(ahead, "dist", ranks + 1);
+  for (int r = 0; r < ranks; r++) {
+    ahead[r] = first;
+    first += counts[r];
+  }
+  for (int i = 0; i < ch->n; i++) ch->place[i] += ahead[owner(ch, i)];
+  ch->place[ch->n] += ahead[ch->home];
+  wf_free(ahead);
+  return WF_OK;
 }
 
 static wf_status gather_map(const wf_chain *ch, int i, map *m) {
   int64_t n = i < ch->n ? gather_size(ch, i) : ch->n_b;
-  wf_tensor *flat = wf_view_raw(ch->gathered, 1, &n, (int64_t[]){1}, gather_offset(ch, i));
+  wf_tensor *flat = wf_view_raw(ch->gathered, 1, &n, (int64_t[]){1}, ch->place[i]);
   return map_over(ch, flat, n > ch->n_b, m);
 }
 
 static wf_status gather_start(wf_chain *ch) {
   int ranks = wf_comm_size(ch->comm);
   int64_t *counts, all = 0, first = 0;
-  WF_ALLOC(counts, "dist", (size_t)ranks * sizeof *counts);
-  for (int r = 0; r < ranks; r++) {
-    counts[r] = gather_count(ch, r);
+  WF_CALLOC(counts, "dist", ranks + 1);
+  wf_status st = gather_places(ch, counts);
+  for (int r = 0; r < ranks && st == WF_OK; r++) {
     if (r < ch->p->rank) first += counts[r];
     all += counts[r];
   }
   ch->gathered = wf_empty(ch->s.c, "dist", ch->s.dtype, WF_SHAPE(all));
-  wf_status st = wf_is_poison(ch->gathered) ? wf_ctx_failure(ch->s.c) : WF_OK;
+  if (st == WF_OK && wf_is_poison(ch->gathered)) st = wf_ctx_failure(ch->s.c);
   for (int k = 0; k < ch->n_own && st == WF_OK; k++) {
     map m;
     if (gather_size(ch, at(ch, k)) == 0) continue;
@@ -403,6 +412,7 @@ wf_status wf_chain_close(wf_chain *ch) {
   wf_free(ch->leaves);
   wf_free(ch->waits);
   wf_free(ch->sent);
+  wf_free(ch->place);
   wf_free(ch);
   return st;
 }

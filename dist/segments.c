@@ -231,7 +231,7 @@ static wf_status factors(work *w, block *x) {
   x->A = wf_empty(w->c, "dist", d.dtype, d.ndim, d.shape);
   if (wf_is_poison(in[w->carry->table]) || wf_is_poison(x->A)) return wf_ctx_failure(w->c);
   call = call_of(w, in, 1, &x->A);
-  return w->carry->factor(&call);
+  return wf_op_run_beside(&call, w->carry->factor);
 }
 
 /* The maps of a block, forwards. */
@@ -250,7 +250,7 @@ static wf_status sum_up(work *w, block *x) {
   x->B = state_of(w, x, w->p->n_own);
   if (wf_is_poison(in[w->carry->table]) || wf_is_poison(x->B)) return wf_ctx_failure(w->c);
   wf_call call = call_of(w, in, 1, &x->B);
-  return w->carry->advance(&call);
+  return wf_op_run_beside(&call, w->carry->advance);
 }
 
 static wf_vjp vjp_of(const work *w, const block *x, wf_tensor *const *in, wf_tensor *const *dout,

@@ -17,6 +17,7 @@ typedef struct trace {
   wf_plan_link link;
   wf_plan *p;
   wf_ctx *c;
+  const wf_dist *dist; /* of a sequence */
   double waited;       /* so far */
   double out, in;      /* when the link is free, each way */
   wf_op_profile *rows; /* [MOST_ROWS] */
@@ -95,6 +96,13 @@ static double exchange_seconds(const wf_plan_link *l, const wf_paper_call *x) {
   return steps(x->ranks) * l->latency + share * bytes;
 }
 
+/* A state that goes from segment to segment comes after as many hops as there are ranks before, each way. */
+static double hops(const group *g, wf_plan_use use, bool recv) {
+  wf_transport t = g->t->dist ? g->t->dist->transport : WF_TRANSPORT_AUTO;
+  bool along = recv && use == WF_PLAN_SCAN && (t == WF_TRANSPORT_RELAY || t == WF_TRANSPORT_PIPE);
+  return along ? g->t->p->sequence - 1 : 1;
+}
+
 static double started(void *arg, const wf_paper_call *x) {
   const group *g = arg;
   trace *t = g->t;
@@ -117,7 +125,7 @@ static double started(void *arg, const wf_paper_call *x) {
   if (!recv) t->out = at + busy;
   if (!send) t->in = at + busy;
   part->seconds += recv ? 0 : seconds;
-  return at + seconds;
+  return at + hops(g, use, recv) * seconds;
 }
 
 static void ended(void *arg, double end) {
@@ -204,6 +212,7 @@ static wf_status run(trace *t, const wf_config *cfg, int64_t vocab, wf_device *d
                      wf_rehearsal *r) {
   WF_TRY(wf_rehearsal_open(cfg, vocab, dev, mesh, r));
   t->c = r->c;
+  t->dist = wf_mesh_dist(mesh);
   t->p->zigzag = mesh->layout->n_segments > t->p->sequence;
   wf_ctx_profile(r->c, true);
   WF_TRY(wf_rehearsal_step(r));
