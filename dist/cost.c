@@ -56,6 +56,10 @@ static wf_status ping(wf_comm *comm, wf_tensor *x, double *seconds) {
   return WF_OK;
 }
 
+static double rounded(double x) {
+  return exp2(round(log2(x)));
+}
+
 static wf_status measure(wf_ctx *ctx, wf_comm *comm, wf_cost *c) {
   wf_tensor *small = wf_zeros(ctx, "dist", WF_F64, WF_SHAPE(SMALL)),
             *large = wf_zeros(ctx, "dist", WF_F64, WF_SHAPE(LARGE));
@@ -63,16 +67,19 @@ static wf_status measure(wf_ctx *ctx, wf_comm *comm, wf_cost *c) {
   double t[2];
   WF_TRY(ping(comm, small, &t[0]));
   WF_TRY(ping(comm, large, &t[1]));
-  double got[] = {t[0], 8.0 * (LARGE - SMALL) / fmax(t[1] - t[0], 1e-9)};
-  wf_tensor *both = wf_from_host(ctx, "dist", WF_F64, WF_SHAPE(2), got);
+  double got[] = {rounded(t[0]), rounded(8.0 * (LARGE - SMALL) / fmax(t[1] - t[0], 1e-9)), c->threads};
+  wf_tensor *both = wf_from_host(ctx, "dist", WF_F64, WF_SHAPE(3), got);
   if (wf_is_poison(both)) return wf_ctx_failure(ctx);
   WF_TRY(wf_comm_broadcast(comm, both, 0, NULL));
   WF_TRY(wf_to_host(both, got));
-  c->latency = got[0], c->bandwidth = got[1];
+  c->latency = got[0], c->bandwidth = got[1], c->threads = (int)got[2];
   return WF_OK;
 }
 
 wf_status wf_cost_calibrate(wf_comm *comm, wf_cost *c) {
+  int threads = c->threads;
+  *c = wf_cost_default();
+  if (threads > 1) c->threads = threads;
   if (wf_comm_size(comm) < 2) return WF_OK;
   wf_device *dev;
   wf_ctx *ctx;

@@ -29,7 +29,9 @@ typedef struct wf_cost {
 
 /* Of ranks of one machine, until they are measured. */
 wf_cost wf_cost_default(void);
-/* Measures latency and bandwidth between ranks 0 and 1 of the group; all ranks call and get the same. */
+/* The default with the latency and bandwidth measured between ranks 0 and 1 of the group, to powers of two so
+ * that the next run chooses alike, and with the threads that rank 0 has set in *c. All ranks call and get the
+ * same. */
 wf_status wf_cost_calibrate(wf_comm *comm, wf_cost *c);
 
 double wf_cost_relay(const wf_cost *c, int64_t P, double n, int64_t K);

@@ -82,6 +82,7 @@ wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out) {
   WF_TRY(wf_mesh_open(world, data, sequence, WF_LAYOUT_CONTIGUOUS, out));
   if (sequence == 1) return WF_OK;
   out->dist.cost = &out->cost;
+  out->cost.threads = omp_get_max_threads();
   return wf_cost_calibrate(out->sequence, &out->cost);
 }
 

@@ -677,8 +677,9 @@ END_TEST
 
 static void calibrated(wf_comm *c, void *arg_) {
   (void)arg_;
-  wf_cost cost = wf_cost_default();
+  wf_cost cost = {.threads = 3};
   WF_RANK_OK(wf_cost_calibrate(c, &cost));
+  WF_RANK_ASSERT(cost.threads == 3 && cost.flops > 0 && cost.combine > 0, "not the default otherwise");
   WF_RANK_ASSERT(cost.latency > 0 && cost.latency < 1 && cost.bandwidth > 1e6 && cost.bandwidth < 1e12,
                  "%g s, %g bytes/s", cost.latency, cost.bandwidth);
   double same[] = {cost.latency, -cost.latency, cost.bandwidth, -cost.bandwidth};
