@@ -471,7 +471,9 @@ static wf_status train(run *r) {
   wf_parallel_describe(&r->mesh, ranks);
   wf_shards_describe(&r->shards, sums);
   if (ranks[0]) fprintf(r->out, "%s%s\n", ranks, sums);
-  if (ranks[0] && r->leads) WF_TRY(wf_plan_announce(r->out, r->cfg, wf_store_vocab(r->store), &r->mesh));
+  wf_status plan = WF_OK;
+  if (ranks[0] && r->leads) plan = wf_plan_announce(r->out, r->cfg, wf_store_vocab(r->store), &r->mesh);
+  WF_TRY(wf_agree(r->mesh.world, plan, "rehearsing a step"));
   wf_report_model(r->out, r->model, &r->shards, r->optimizer, r->ema,
                   (sequences(r) * tokens_at_once(r) - 1) / wf_comm_size(r->mesh.world) + 1);
   r->began = wf_now();

@@ -78,6 +78,7 @@ EOF
     round=$((round + 1))
   done
   a=$(middle "$out/$mixer.$short") b=$(middle "$out/$mixer.$long")
+  # shellcheck disable=SC2016 # the backquotes are the table's
   printf '| `%s` | %s | %s | %s | %s | %s |\n' "$mixer" "$a" "$b" "$(awk -v a="$a" -v b="$b" 'BEGIN { printf "%.3f", b / a }')" \
     "$(tail -n 1 "$out/$mixer.$short" | cut -d' ' -f2-)" "$(tail -n 1 "$out/$mixer.$long" | cut -d' ' -f2-)"
   awk -v a="$a" -v b="$b" 'BEGIN { exit b > 1.1 * a }' || failed=1

@@ -51,6 +51,7 @@ grep -qF "cannot read $work/none.txt" "$work/out" || fail "the missing file is n
 # With an apt, played by scripts: what shows as missing only after an installation is installed too, and what is still
 # missing after it ends the set-up.
 mkdir "$work/play"
+# shellcheck disable=SC2016 # a line of the script it writes
 echo 'echo "$*" >>"$PLAY/apt"' >"$work/play/apt-get"
 echo '"$@"' >"$work/play/sudo"
 cat >"$work/play/cmake" <<'CMAKE'
