@@ -485,6 +485,11 @@ static wf_status train(run *r) {
   if (s != WF_OK && s != WF_EINTERRUPTED && s != WF_EPEER) fail_alone(r);
   wf_progress_end(&r->progress, r->snap.step, wf_now());
   if (s != WF_OK && s != WF_EINTERRUPTED) return s;
+  const wf_cost *cost = &r->mesh.cost;
+  if (cost->scans)
+    fprintf(r->out, "%lld scans over ranks: %.3f ms predicted for each, %.3f ms waited\n",
+            (long long)cost->scans, 1e3 * cost->predicted / (double)cost->scans,
+            1e3 * cost->waited / (double)cost->scans);
   fprintf(r->out, "waited for data %.2f s; run in %s\n", wf_loader_waited(r->loader), r->cfg->run.dir);
   wf_report_memory(r->out);
   if (r->o->profile) wf_report_profile(r->out, r->c);
