@@ -252,8 +252,9 @@ static wf_status push(wf_run_of_rows **list, int *n, size_t *cap, int peer, int6
 /* Rows that stay on the rank. */
 static wf_status keep(builder *b, int64_t from, int64_t to, int64_t n) {
   wf_exchange *e = &b->plan->move;
-  wf_run_of_rows *f = e->own_from + e->n_own - 1, *t = e->own_to + e->n_own - 1;
-  if (e->n_own && f->row + f->n == from && t->row + t->n == to) {
+  wf_run_of_rows *f = e->n_own ? &e->own_from[e->n_own - 1] : NULL;
+  wf_run_of_rows *t = e->n_own ? &e->own_to[e->n_own - 1] : NULL;
+  if (f && f->row + f->n == from && t->row + t->n == to) {
     f->n += n;
     t->n += n;
     return WF_OK;
