@@ -15,7 +15,8 @@ mixers=("$@")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-"$weft" data build "$text" --validation 0.02 -o text.h5 >/dev/null
+while [ ! -e many ] || [ "$(stat -c %s many)" -lt $((2 * T * (STEPS + 2))) ]; do cat "$text" >>many; done # whole sequences only
+"$weft" data build many --validation 0.1 -o text.h5 >/dev/null
 
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
 
