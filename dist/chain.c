@@ -2,7 +2,7 @@
  * segment n-1-i; so is a rank's j-th own one. */
 #include "dist/chain.h"
 #include "core/memory.h"
-#include "core/ops.h"
+#include "dist/op_impl.h"
 
 #include <string.h>
 
@@ -95,10 +95,6 @@ static wf_status map_over(const wf_chain *ch, wf_tensor *flat, bool factor, map 
 static wf_status map_new(const wf_chain *ch, bool factor, map *m) {
   return map_over(ch, wf_empty(ch->s.c, "dist", ch->s.dtype, WF_SHAPE(ch->n_b + (factor ? ch->n_a : 0))),
                   factor, m);
-}
-
-static wf_status copy(const wf_chain *ch, wf_tensor *from, wf_tensor *to) {
-  return wf_op_run(ch->s.c, &wf_op_copy, 1, &from, NULL, 1, &to, 0);
 }
 
 /* The fold of `later`, the maps of segments first .. i, after `before`; a state where that is one, or where
@@ -219,13 +215,13 @@ static wf_status gather_start(wf_chain *ch) {
     map m;
     if (gather_size(ch, at(ch, k)) == 0) continue;
     st = gather_map(ch, at(ch, k), &m);
-    if (st == WF_OK && m.A) st = copy(ch, ch->own[k].A, m.A);
-    if (st == WF_OK) st = copy(ch, ch->own[k].B, m.B);
+    if (st == WF_OK && m.A) st = wf_dist_copy(ch->s.c, ch->own[k].A, m.A, false);
+    if (st == WF_OK) st = wf_dist_copy(ch->s.c, ch->own[k].B, m.B, false);
   }
   if (st == WF_OK && ch->enters && ch->p->rank == ch->home) {
     map m;
     st = gather_map(ch, ch->n, &m);
-    if (st == WF_OK) st = copy(ch, ch->start, m.B);
+    if (st == WF_OK) st = wf_dist_copy(ch->s.c, ch->start, m.B, false);
   }
   if (st == WF_OK) {
     wf_tensor *x = wf_view_raw(ch->gathered, 1, &counts[ch->p->rank], (int64_t[]){1}, first);
@@ -360,8 +356,8 @@ wf_status wf_chain_start(wf_chain *ch, wf_tensor *A, wf_tensor *B) {
       WF_TRY(compose(ch, 0, 0, &given, &before, true, m));
     } else if (ch->s.transport == WF_TRANSPORT_LOG) { /* as messages */
       WF_TRY(map_new(ch, at(ch, k) > 0, m));
-      if (m->A) WF_TRY(copy(ch, given.A, m->A));
-      WF_TRY(copy(ch, given.B, m->B));
+      if (m->A) WF_TRY(wf_dist_copy(ch->s.c, given.A, m->A, false));
+      WF_TRY(wf_dist_copy(ch->s.c, given.B, m->B, false));
     } else {
       *m = given;
     }

@@ -1,8 +1,6 @@
 /* exchange: packing, messages, unpacking; the same in both directions. */
 #include "dist/exchange.h"
 #include "core/memory.h"
-#include "core/op.h"
-#include "core/ops.h"
 #include "dist/op_impl.h"
 
 #include <string.h>
@@ -61,18 +59,13 @@ static wf_tensor *heads_of(wf_tensor *t, int team, int r) {
   return wf_view_raw(t, t->ndim, shape, t->stride, begin * t->stride[1]);
 }
 
-static wf_status copy(wf_ctx *c, wf_tensor *from, wf_tensor *to, bool add) {
-  if (wf_is_poison(from) || wf_is_poison(to)) return wf_ctx_failure(c);
-  return wf_op_run(c, &wf_op_copy, 1, &from, NULL, 1, &to, add);
-}
-
 /* Between the packed rows and where they lie. */
 static wf_status unpack(traffic *t, const parcel *p, const wf_run_of_rows *run, bool in, bool add) {
   if (p->direct) return WF_OK;
   int64_t at = 0;
   for (int i = p->first; i < p->end; i++) {
     wf_tensor *there = rows_of(p->t, run[i].row, run[i].n), *here = rows_of(p->packed, at, run[i].n);
-    WF_TRY(in ? copy(t->c, here, there, add) : copy(t->c, there, here, false));
+    WF_TRY(in ? wf_dist_copy(t->c, here, there, add) : wf_dist_copy(t->c, there, here, false));
     at += run[i].n;
   }
   return WF_OK;
@@ -118,7 +111,8 @@ static wf_status arrive(traffic *t, const wf_exchange *e, const wf_run_of_rows *
   for (int i = first; i <= end; i++) {
     if (!own && (i == end || t->p[i].peer > wf_comm_rank(t->comm))) {
       for (int k = 0; k < e->n_own; k++)
-        WF_TRY(copy(t->c, rows_of(from, source[k].row, source[k].n), rows_of(to, aim[k].row, aim[k].n), add));
+        WF_TRY(wf_dist_copy(t->c, rows_of(from, source[k].row, source[k].n),
+                            rows_of(to, aim[k].row, aim[k].n), add));
       own = true;
     }
     if (i == end) break;

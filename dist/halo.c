@@ -80,10 +80,10 @@ static wf_status each_tail(wf_ctx *c, const wf_part *p, int k, int64_t begin, wf
 }
 
 static wf_status copy_out(wf_ctx *c, wf_tensor *tokens, wf_tensor *place) {
-  return wf_op_run(c, &wf_op_copy, 1, &tokens, NULL, 1, &place, 0);
+  return wf_dist_copy(c, tokens, place, false);
 }
 static wf_status add_back(wf_ctx *c, wf_tensor *tokens, wf_tensor *place) {
-  return wf_op_run(c, &wf_op_copy, 1, &place, NULL, 1, &tokens, 1);
+  return wf_dist_copy(c, place, tokens, true);
 }
 
 static wf_status all_tails(wf_ctx *c, const wf_part *p, wf_tensor *x, wf_tensor *S, tail_fn copy) {

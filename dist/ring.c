@@ -1,7 +1,6 @@
 /* ring: the hops of both passes. What a hop computes is calls of attend and of its gradient (ring_plan.c). */
 #include "dist/ring.h"
 #include "core/memory.h"
-#include "core/op.h"
 #include "dist/op_impl.h"
 #include "dist/ring_impl.h"
 
@@ -78,11 +77,6 @@ static wf_tensor *values_of(const ring *r, wf_tensor *kv) {
   return side(r, kv, r->kv_heads * r->kdim, r->vdim);
 }
 
-static wf_status copy(wf_ctx *c, wf_tensor *from, wf_tensor *to, bool add) {
-  if (wf_is_poison(from) || wf_is_poison(to)) return wf_ctx_failure(c);
-  return wf_op_run(c, &wf_op_copy, 1, &from, NULL, 1, &to, add);
-}
-
 /* Of no scope: blocks live from one hop into the next. Given back by block_free. */
 static wf_status block_make(const ring *r, int64_t n, bool terms, block *out) {
   wf_scope s = wf_scope_open(r->c);
@@ -111,9 +105,9 @@ static wf_status pack(const ring *r, block *out) {
   for (int64_t i = p->first[r->rank]; i < p->first[r->rank + 1]; i++) {
     const wf_ring_run *u = &p->run[i];
     int64_t from = u->row, end = u->row + u->n, to = u->at, behind = u->at + u->n;
-    WF_TRY(copy(r->c, rows_of(r->in[K], from, end), rows_of(k, to, behind), false));
-    WF_TRY(copy(r->c, rows_of(r->in[V], from, end), rows_of(v, to, behind), false));
-    if (out->b) WF_TRY(copy(r->c, rows_of(r->in[B], from, end), rows_of(out->b, to, behind), false));
+    WF_TRY(wf_dist_copy(r->c, rows_of(r->in[K], from, end), rows_of(k, to, behind), false));
+    WF_TRY(wf_dist_copy(r->c, rows_of(r->in[V], from, end), rows_of(v, to, behind), false));
+    if (out->b) WF_TRY(wf_dist_copy(r->c, rows_of(r->in[B], from, end), rows_of(out->b, to, behind), false));
   }
   return WF_OK;
 }
@@ -262,7 +256,7 @@ static wf_status attend_stage(const ring *r, void *arg, const wf_ring_call *call
   if (call->own) return wf_op_run(r->c, &wf_op_attend, 7, in, &r->a->o, 2, all, 0);
   wf_tensor *here[] = {wf_empty_like(r->c, "dist", all[0]), wf_empty_like(r->c, "dist", all[1])};
   WF_TRY(wf_op_run(r->c, &wf_op_attend, 7, in, &r->a->o, 2, here, 0));
-  if (r->a->o.kind == WF_ATTEND_SIGMOID) return copy(r->c, here[0], all[0], true);
+  if (r->a->o.kind == WF_ATTEND_SIGMOID) return wf_dist_copy(r->c, here[0], all[0], true);
   wf_tensor *pair[] = {all[0], all[1], here[0], here[1]};
   return wf_op_run(r->c, &wf_op_merge_pair, 4, pair, NULL, 2, all, 0);
 }
@@ -336,9 +330,10 @@ static wf_status bring_home(const ring *r, pull *x, int hop) {
     const wf_ring_run *u = &p->run[i];
     if (u->last != hop) continue;
     int64_t from = u->at - begin, end = from + u->n, to = u->row, behind = u->row + u->n;
-    if (x->d[K]) WF_TRY(copy(r->c, rows_of(k, from, end), rows_of(x->d[K], to, behind), true));
-    if (x->d[V]) WF_TRY(copy(r->c, rows_of(v, from, end), rows_of(x->d[V], to, behind), true));
-    if (x->d[B] && b->b) WF_TRY(copy(r->c, rows_of(b->b, from, end), rows_of(x->d[B], to, behind), true));
+    if (x->d[K]) WF_TRY(wf_dist_copy(r->c, rows_of(k, from, end), rows_of(x->d[K], to, behind), true));
+    if (x->d[V]) WF_TRY(wf_dist_copy(r->c, rows_of(v, from, end), rows_of(x->d[V], to, behind), true));
+    if (x->d[B] && b->b)
+      WF_TRY(wf_dist_copy(r->c, rows_of(b->b, from, end), rows_of(x->d[B], to, behind), true));
   }
   block_free(b);
   return WF_OK;
@@ -363,8 +358,8 @@ static wf_status pass_on(const ring *r, pull *x, int hop) {
   block onward = block_rows(&x->mine, 0, on), rest = block_rows(&x->mine, on, n);
   WF_TRY(landed(&x->in));
   if (x->before.n) {
-    WF_TRY(copy(r->c, x->before.kv, x->mine.kv, true));
-    if (x->mine.b) WF_TRY(copy(r->c, x->before.b, x->mine.b, true));
+    WF_TRY(wf_dist_copy(r->c, x->before.kv, x->mine.kv, true));
+    if (x->mine.b) WF_TRY(wf_dist_copy(r->c, x->before.b, x->mine.b, true));
   }
   WF_TRY(landed(&x->on)); /* of the last hop */
   WF_TRY(landed(&x->home));

@@ -57,7 +57,7 @@ mistake() {
   git checkout --quiet -- .
 }
 
-mistake "the entering state dropped" dist/segments.c 's/wf_chain_state\(x->chain, k\)/NULL/'
+mistake "the entering state dropped" dist/segments_ways.c 's/wf_chain_state\(x->chain, k\)/NULL/'
 mistake "the halo dropped" dist/halo.c 's/return run_exchange\(call->ctx, p, false.*;/return WF_OK;/'
 mistake "a wrong exponent of the decay" core/ops/fade.c 's/(int64_t t = r->begin)(; t < r->begin \+ r->len)/\1 + 1\2/'
 mistake "labels not shifted" layers/stream.c 's/t->labels \+ r->begin \+ from/t->ids + r->begin + from/'

@@ -629,7 +629,7 @@ START_TEST(counts) {
   for (int k = 0; k < 5; k++)
     for (int s = 0; s < SIZES; s++)
       for (int w = 1; w < WAYS; w++) {
-        int P = sizes[s], blocks = ways[w].blocks ? ways[w].blocks : 1, most = k == 4 ? D : k < 2 ? G : H;
+        int P = sizes[s], blocks = ways[w].blocks ? ways[w].blocks : 1, most = k == 4 ? D : H;
         wf_comm_counts got[2][8];
         trial t;
         trial_new(&members[cases[k].member], &sequences[0], 1, WF_F32, &t);
@@ -639,6 +639,7 @@ START_TEST(counts) {
         t.forward = got[0], t.all = got[1];
         wf_ranks_run(P, one_rank, &t);
         if (blocks > most) blocks = most;
+        if (blocks == 3 && k < 2) blocks = G; /* two heads share a key: 1, 2 or 4 blocks */
         for (int r = 0; r < P; r++) {
           wf_comm_counts n = {0};
           int64_t a = LANES * cases[k].a * 4, b = LANES * cases[k].b * 4;

@@ -1,0 +1,190 @@
+/* How states come to segments: by maps and a chain, or by the pipe. */
+#include "core/memory.h"
+#include "dist/segments_impl.h"
+
+#include <string.h>
+
+/* ---- rows ---- */
+
+/* The table of all own rows, those of segment k with flags[k] at most; `through`: flags only for rows that
+ * take and leave. */
+static wf_tensor *table_of(wf_ctx *c, const wf_part *p, const int *flags, bool through) {
+  int64_t n = 0, at = 0, tokens = 0;
+  for (int k = 0; k < p->n_own; k++) n += p->first[p->own[k] + 1] - p->first[p->own[k]];
+  wf_row *row = wf_alloc("dist", (size_t)(n + 1) * sizeof *row);
+  if (!row) return wf_poison(c, WF_ENOMEM);
+  for (int k = 0; k < p->n_own; k++) {
+    int s = p->own[k];
+    for (int64_t i = p->first[s]; i < p->first[s + 1]; i++, at++) {
+      row[at] = p->row[i];
+      row[at].begin += tokens;
+      row[at].lane += k * p->n_lanes;
+      if (through && row[at].flags != (WF_ROW_TAKES | WF_ROW_LEAVES)) row[at].flags = 0;
+      row[at].flags &= flags[k];
+    }
+    tokens += p->tokens[s];
+  }
+  wf_tensor *t = wf_from_host(c, "dist", WF_I64, WF_SHAPE(n, WF_ROW_COLS), row);
+  wf_free(row);
+  return t;
+}
+
+/* ---- by maps ---- */
+
+static wf_status copy_or_zero(wf_ctx *c, wf_tensor *from, wf_tensor *to) {
+  return from ? wf_dist_copy(c, from, to, false) : wf_tensor_zero(to);
+}
+
+static wf_status chain_open(wf_seg_work *w, wf_seg_block *x, wf_tensor *start) {
+  wf_chain_spec s = {.c = w->c,
+                     .part = w->p,
+                     .turned = w->turned,
+                     .transport = (wf_transport)w->a->transport,
+                     .dtype = x->out[w->carry->left]->dtype};
+  wf_call call = wf_seg_call(w, x->in, 0, NULL);
+  s.kind = w->carry->kind(&call, &s.A);
+  if (s.kind == WF_CARRY_MAX && s.transport != WF_TRANSPORT_RELAY)
+    s.transport = WF_TRANSPORT_GATHER; /* sums of decays in another order would differ in their last bits */
+  wf_desc_like(&s.B, x->out[w->carry->left]);
+  s.B.shape[0] = w->p->n_lanes;
+  if (s.A.ndim) s.A.shape[0] = w->p->n_lanes;
+  wf_tensor *flat = start;
+  if (start) flat = wf_dist_packed(w->c, start);
+  if (flat && wf_is_poison(flat)) return wf_ctx_failure(w->c);
+  return wf_chain_open(&s, flat, &x->chain);
+}
+
+static bool any_needs(const wf_seg_work *w, const wf_seg_block *x, bool factor) {
+  for (int k = 0; k < w->p->n_own; k++)
+    if (factor ? wf_chain_needs_factor(x->chain, k) : wf_chain_needs(x->chain, k)) return true;
+  return false;
+}
+
+/* A of the own segments that need it. */
+static wf_status factors(wf_seg_work *w, wf_seg_block *x) {
+  if (!any_needs(w, x, true)) return WF_OK;
+  int *flags;
+  WF_CALLOC(flags, "dist", w->p->n_own + 1);
+  for (int k = 0; k < w->p->n_own; k++) flags[k] = wf_chain_needs_factor(x->chain, k) ? 3 : 0;
+  wf_tensor *in[WF_MAX_IN];
+  memcpy(in, x->in, sizeof in);
+  in[w->carry->table] = table_of(w->c, w->p, flags, true);
+  wf_free(flags);
+  wf_call call = wf_seg_call(w, x->in, 0, NULL);
+  wf_desc d = {.ndim = 0};
+  w->carry->kind(&call, &d);
+  d.shape[0] = w->p->n_own * w->p->n_lanes;
+  x->A = wf_empty(w->c, "dist", d.dtype, d.ndim, d.shape);
+  if (wf_is_poison(in[w->carry->table]) || wf_is_poison(x->A)) return wf_ctx_failure(w->c);
+  call = wf_seg_call(w, in, 1, &x->A);
+  return wf_op_run_beside(&call, w->carry->factor);
+}
+
+/* The maps of a block, forwards. */
+static wf_status sum_up(wf_seg_work *w, wf_seg_block *x) {
+  WF_TRY(factors(w, x));
+  if (!any_needs(w, x, false)) return WF_OK;
+  int *flags;
+  WF_CALLOC(flags, "dist", w->p->n_own + 1);
+  for (int k = 0; k < w->p->n_own; k++)
+    flags[k] = WF_ROW_TAKES | (wf_chain_needs(x->chain, k) ? WF_ROW_LEAVES : 0);
+  wf_tensor *in[WF_MAX_IN];
+  memcpy(in, x->in, sizeof in);
+  in[w->carry->table] = table_of(w->c, w->p, flags, false);
+  wf_free(flags);
+  in[w->carry->state] = NULL;
+  x->B = wf_seg_state(w, x, w->p->n_own);
+  if (wf_is_poison(in[w->carry->table]) || wf_is_poison(x->B)) return wf_ctx_failure(w->c);
+  wf_call call = wf_seg_call(w, in, 1, &x->B);
+  return wf_op_run_beside(&call, w->carry->advance);
+}
+
+/* Backwards: B is the gradient of the entering state with none from after. */
+static wf_status sum_up_turned(wf_seg_work *w, wf_seg_block *x) {
+  WF_TRY(factors(w, x));
+  if (!any_needs(w, x, false)) return WF_OK;
+  int *flags;
+  WF_CALLOC(flags, "dist", w->p->n_own + 1);
+  for (int k = 0; k < w->p->n_own; k++)
+    flags[k] = WF_ROW_LEAVES | (wf_chain_needs(x->chain, k) ? WF_ROW_TAKES : 0);
+  wf_tensor *in[WF_MAX_IN], *dout[WF_MAX_OUT], *din[WF_MAX_IN] = {NULL};
+  memcpy(in, x->in, sizeof in);
+  memcpy(dout, x->dout, sizeof dout);
+  in[w->carry->table] = table_of(w->c, w->p, flags, false);
+  wf_free(flags);
+  dout[w->carry->left] = NULL;
+  x->B = din[w->carry->state] = wf_seg_state(w, x, w->p->n_own);
+  if (wf_is_poison(in[w->carry->table]) || wf_is_poison(x->B)) return wf_ctx_failure(w->c);
+  wf_vjp g = wf_seg_vjp(w, x, in, dout, din, 0);
+  return w->base->vjp(&g);
+}
+
+/* `start`: the block's, at the owner of the last segment; then `run` has it. */
+static wf_status by_chain(wf_seg_work *w, wf_tensor *start, int start_dim, wf_seg_run run, void *arg) {
+  wf_comm *comm = w->p->dist->comm;
+  for (int64_t b = 0; b < w->K; b++) WF_TRY(chain_open(w, &w->b[b], wf_seg_block_of(w, start, start_dim, b)));
+  for (int64_t b = 0; b < w->K; b++) {
+    WF_TRY(w->turned ? sum_up_turned(w, &w->b[b]) : sum_up(w, &w->b[b]));
+    WF_TRY(wf_chain_start(w->b[b].chain, w->b[b].A, w->b[b].B));
+    wf_comm_poke(comm);
+  }
+  int turns = wf_chain_turns(w->b[0].chain);
+  for (int t = 0; t + 1 < turns; t++)
+    for (int64_t b = 0; b < w->K; b++) WF_TRY(wf_chain_turn(w->b[b].chain, t));
+  for (int64_t b = 0; b < w->K; b++) {
+    wf_seg_block *x = &w->b[b];
+    if (turns) WF_TRY(wf_chain_turn(x->chain, turns - 1));
+    for (int k = 0; k < w->p->n_own; k++)
+      WF_TRY(copy_or_zero(w->c, wf_chain_state(x->chain, k), wf_seg_lanes(w->p, x->came, k)));
+    WF_TRY(run(w, b, arg));
+    wf_comm_poke(comm);
+  }
+  return WF_OK;
+}
+
+/* ---- by the pipe ---- */
+
+/* This rank's only segment, counted along the scan; -1: none. */
+static int pipe_place(const wf_seg_work *w) {
+  if (w->p->n_own == 0) return -1;
+  return w->turned ? w->p->n_segments - 1 - w->p->own[0] : w->p->own[0];
+}
+static int pipe_owner(const wf_seg_work *w, int i) {
+  return wf_part_owner(w->p, w->turned ? w->p->n_segments - 1 - i : i);
+}
+
+/* Block by block: what enters, `run`, what leaves (`gone`, which run has made). The state that enters the
+ * first segment comes from the owner of the last one; the gradient of it goes back by the caller. */
+static wf_status by_pipe(wf_seg_work *w, wf_tensor *start, int start_dim, wf_seg_run run, void *arg,
+                         wf_tensor **gone) {
+  const wf_part *p = w->p;
+  int i = pipe_place(w), n = p->n_segments, home = wf_part_owner(p, n - 1), first = pipe_owner(w, 0);
+  bool enters = !w->turned && p->enters, from_home = enters && home != first;
+  wf_comm *comm = p->dist->comm;
+  for (int64_t b = 0; b < w->K; b++) {
+    wf_seg_block *x = &w->b[b];
+    wf_tensor *s = wf_seg_block_of(w, start, start_dim, b);
+    if (from_home && p->rank == home) WF_TRY(wf_seg_post(w, s, first));
+    int from = i > 0 ? pipe_owner(w, i - 1) : i == 0 && from_home ? home : -1;
+    if (from >= 0) WF_TRY(wf_comm_recv(comm, x->came, from, &x->wait));
+    if (i == 0 && from < 0) WF_TRY(copy_or_zero(w->c, w->turned || enters ? s : NULL, x->came));
+  }
+  for (int64_t b = 0; b < w->K; b++) {
+    WF_TRY(wf_comm_wait(&w->b[b].wait));
+    WF_TRY(run(w, b, arg));
+    if (i >= 0 && i + 1 < n) WF_TRY(wf_seg_post(w, gone[b], pipe_owner(w, i + 1)));
+    wf_comm_poke(comm);
+  }
+  return WF_OK;
+}
+
+wf_status wf_seg_exchange(wf_seg_work *w, wf_tensor *start, int start_dim, wf_seg_run run, void *arg,
+                          wf_tensor **gone) {
+  wf_cost *cost = w->p->dist->cost;
+  double before = wf_comm_count(w->p->dist->comm).waited;
+  wf_status st = w->a->transport == WF_TRANSPORT_PIPE ? by_pipe(w, start, start_dim, run, arg, gone)
+                                                      : by_chain(w, start, start_dim, run, arg);
+  if (cost) cost->predicted += w->a->seconds, cost->scans++;
+  if (cost) cost->waited += wf_comm_count(w->p->dist->comm).waited - before;
+  return st;
+}
