@@ -55,10 +55,6 @@ static int64_t forward_space(const scan_args *a) {
 }
 
 static void forward(const scan_args *a, const scan_chunk *c, real *s, char *work) {
-  if (steep(a, c)) {
-    tokens(a, c, s, work);
-    return;
-  }
   int64_t n = c->n;
   reads x = chunk_of(a, c, &work);
   real *re = take(&work, n * a->kpad), *o = take(&work, n * a->vpad);
@@ -94,6 +90,7 @@ static const scan_kind kind = {.chunk = 64,
                                .forward_space = forward_space,
                                .grad_space = grad_space,
                                .tokens = tokens,
+                               .steep = steep,
                                .forward = forward,
                                .advance = advance,
                                .retreat = retreat,

@@ -75,10 +75,6 @@ static int64_t forward_space(const scan_args *a) {
 }
 
 static void forward(const scan_args *a, const scan_chunk *c, real *s, char *work) {
-  if (steep(a, c)) {
-    tokens(a, c, s, work);
-    return;
-  }
   int64_t n = c->n, vp = a->vpad;
   solved y = solve(a, c, s, true, &work);
   real *o = y.eo + n * vp;
@@ -133,6 +129,7 @@ static const scan_kind kind = {.chunk = 32,
                                .forward_space = forward_space,
                                .grad_space = grad_space,
                                .tokens = tokens,
+                               .steep = steep,
                                .forward = forward,
                                .advance = advance,
                                .retreat = retreat,

@@ -124,15 +124,12 @@ static fades fades_of(const scan_args *a, const scan_chunk *c, char **work) {
   return x;
 }
 
-/* Where a channel forgets all within a few tokens, blocks are as short and the recurrence is faster. No
- * output may depend on a later token, so the tokens before the chunk say it. */
+/* Where a channel forgets all within a few tokens, blocks are as short and the recurrence is faster. */
 static bool steep(const scan_args *a, const scan_chunk *c) {
-  enum { FEW = 4 };
   real least = 0;
-  if (a->forced || c->before < FEW) return false;
   for (int64_t d = 0; d < a->kdim; d++) {
     real sum = 0;
-    for (int64_t t = 1; t <= FEW; t++) sum += c->g[d - t * a->gs];
+    for (int64_t t = 1; t <= SCAN_FEW; t++) sum += c->g[d - t * a->gs];
     least = sum < least ? sum : least;
   }
   return least < -FAR;

@@ -55,6 +55,8 @@ typedef struct scan_chunk {
   const real *dout;
 } scan_chunk;
 
+enum { SCAN_FEW = 4 };
+
 /* What a member of the family does with a chunk. `work` is thread-local space that each function carves with
  * take(); states are [kdim, vpad] with zeros in the padding, followed by scan_ones. */
 typedef struct scan_kind {
@@ -67,6 +69,9 @@ typedef struct scan_kind {
   int64_t (*grad_space)(const scan_args *a);
   /* c->n tokens of a head as the recurrence says: writes o, advances s. */
   void (*tokens)(const scan_args *a, const scan_chunk *c, real *s, char *work);
+  /* Where `tokens` is faster for a chunk, as the SCAN_FEW tokens before it say: no output may depend on a
+   * later token. A row's first ones run by `tokens`. NULL: never. */
+  bool (*steep)(const scan_args *a, const scan_chunk *c);
   /* A chunk: writes o, advances s. */
   void (*forward)(const scan_args *a, const scan_chunk *c, real *s, char *work);
   /* Advances s alone; keeps for the gradient what is dear to form again, where `kept` is not NULL. */
@@ -259,9 +264,11 @@ static void scan_row(const scan_args *a, const scan_kind *kind, const wf_row *r,
     scan_chunk c = scan_open(a, r, h, 0, r->len);
     kind->tokens(a, &c, s, work);
   } else {
-    for (int64_t t = 0; t < r->len; t += a->chunk) {
-      scan_chunk c = scan_open(a, r, h, t, a->chunk);
-      kind->forward(a, &c, s, work);
+    bool unsure = kind->steep && !a->forced;
+    for (int64_t t = 0, n; t < r->len; t += n) {
+      n = unsure && !t ? SCAN_FEW : a->chunk;
+      scan_chunk c = scan_open(a, r, h, t, n);
+      (unsure && (!t || kind->steep(a, &c)) ? kind->tokens : kind->forward)(a, &c, s, work);
     }
   }
   if (a->left && wf_row_leaves(r)) scan_unpack(a, s, false, a->left + (r->lane * a->heads + h) * a->size);
