@@ -6,7 +6,8 @@
 extern "C" {
 #endif
 
-double wf_now(void); /* seconds since some fixed moment */
+double wf_now(void);     /* seconds since some fixed moment */
+double wf_cpu_now(void); /* seconds of processor time that this thread has had */
 
 #ifdef __cplusplus
 }

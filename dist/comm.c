@@ -89,6 +89,18 @@ static wf_status span_of(const wf_tensor *x, bool read, stage *at, wf_span *out)
   return read ? wf_device_read(dev, at->p, wf_data(x), at->bytes) : WF_OK;
 }
 
+typedef struct moment {
+  double time, cpu;
+} moment;
+
+static moment moment_now(void) {
+  return (moment){wf_now(), wf_cpu_now()};
+}
+static void count_wait(wf_comm *c, moment start) {
+  c->counts.waited += wf_now() - start.time;
+  c->counts.busy += wf_cpu_now() - start.cpu;
+}
+
 static wf_status settle(wf_pending *k, wf_status s) {
   if (k->request) {
     wf_status waited = k->c->ops->wait(k->c, k->request);
@@ -103,7 +115,7 @@ static wf_status settle(wf_pending *k, wf_status s) {
 }
 
 /* The end of every call: waits, or hands what is under way to the caller. */
-static wf_status finish(wf_pending *k, wf_status s, double start, wf_pending **pending) {
+static wf_status finish(wf_pending *k, wf_status s, moment start, wf_pending **pending) {
   if (s == WF_OK && pending && k->request) {
     wf_pending *kept = wf_alloc("communicator", sizeof *kept);
     if (kept) {
@@ -114,7 +126,7 @@ static wf_status finish(wf_pending *k, wf_status s, double start, wf_pending **p
     s = WF_ENOMEM;
   }
   s = settle(k, s);
-  if (!pending) k->c->counts.waited += wf_now() - start;
+  if (!pending) count_wait(k->c, start);
   return s == WF_OK ? s : wf_frame_at(__FILE__, __LINE__, __func__, s);
 }
 
@@ -130,7 +142,7 @@ wf_status wf_comm_send(wf_comm *c, const wf_tensor *x, int to, wf_pending **pend
   WF_TRY(check(c, x, "send"));
   WF_TRY(check_rank(c, to, "send"));
   if (wf_numel(x) == 0) return WF_OK;
-  const double start = wf_now();
+  const moment start = moment_now();
   wf_pending k = {.c = c};
   wf_span from;
   wf_status s = span_of(x, true, &k.from, &from);
@@ -147,7 +159,7 @@ wf_status wf_comm_recv(wf_comm *c, wf_tensor *x, int from, wf_pending **pending)
   WF_TRY(check(c, x, "recv"));
   WF_TRY(check_rank(c, from, "recv"));
   if (wf_numel(x) == 0) return WF_OK;
-  const double start = wf_now();
+  const moment start = moment_now();
   wf_pending k = {.c = c, .out = x};
   wf_span into;
   wf_status s = span_of(x, false, &k.into, &into);
@@ -162,7 +174,7 @@ wf_status wf_comm_broadcast(wf_comm *c, wf_tensor *x, int root, wf_pending **pen
   WF_TRY(check(c, x, "broadcast"));
   WF_TRY(check_rank(c, root, "broadcast"));
   if (wf_numel(x) == 0 || c->size == 1) return WF_OK;
-  const double start = wf_now();
+  const moment start = moment_now();
   wf_pending k = {.c = c, .out = c->rank == root ? NULL : x};
   wf_span all;
   wf_status s = span_of(x, c->rank == root, &k.into, &all);
@@ -178,7 +190,7 @@ wf_status wf_comm_all_reduce(wf_comm *c, wf_tensor *x, wf_reduce how, wf_pending
   WF_TRY(check(c, x, "all_reduce"));
   WF_TRY(check_reducible(x, "all_reduce"));
   if (wf_numel(x) == 0 || c->size == 1) return WF_OK;
-  const double start = wf_now();
+  const moment start = moment_now();
   wf_pending k = {.c = c, .out = x};
   wf_span all;
   wf_status s = span_of(x, true, &k.into, &all);
@@ -201,7 +213,7 @@ wf_status wf_comm_reduce_scatter(wf_comm *c, const wf_tensor *x, const int64_t *
                    (long long)counts[c->rank], (long long)wf_numel(out));
   if (overlap(x, out)) return WF_FAIL(WF_EINVAL, "%s: source and destination overlap", call);
   if (wf_numel(x) == 0) return WF_OK;
-  const double start = wf_now();
+  const moment start = moment_now();
   wf_pending k = {.c = c, .out = out};
   wf_span from, into;
   wf_status s = span_of(x, true, &k.from, &from);
@@ -230,7 +242,7 @@ wf_status wf_comm_all_gather(wf_comm *c, const wf_tensor *x, const int64_t *coun
   const bool in_place = wf_data(x) == (void *)((char *)wf_data(out) + (size_t)first * size);
   if (!in_place && overlap(x, out))
     return WF_FAIL(WF_EINVAL, "%s: the source lies in another place of the destination", call);
-  const double start = wf_now();
+  const moment start = moment_now();
   wf_pending k = {.c = c, .out = out};
   wf_span into;
   wf_status s = span_of(out, false, &k.into, &into);
@@ -257,7 +269,7 @@ wf_status wf_comm_all_to_all(wf_comm *c, const wf_tensor *x, const int64_t *send
     return WF_FAIL(WF_EINVAL, "%s: rank %d sends itself %lld elements and receives %lld", call, c->rank,
                    (long long)send[c->rank], (long long)recv[c->rank]);
   if (overlap(x, out)) return WF_FAIL(WF_EINVAL, "%s: source and destination overlap", call);
-  const double start = wf_now();
+  const moment start = moment_now();
   wf_pending k = {.c = c, .out = out};
   wf_span from, into;
   wf_status s = span_of(x, true, &k.from, &from);
@@ -273,9 +285,9 @@ wf_status wf_comm_all_to_all(wf_comm *c, const wf_tensor *x, const int64_t *send
 
 wf_status wf_comm_barrier(wf_comm *c) {
   if (c->size == 1) return WF_OK;
-  const double start = wf_now();
+  const moment start = moment_now();
   const wf_status s = c->ops->barrier(c);
-  c->counts.waited += wf_now() - start;
+  count_wait(c, start);
   return s == WF_OK ? s : wf_frame_at(__FILE__, __LINE__, __func__, s);
 }
 
@@ -283,7 +295,7 @@ wf_status wf_comm_all_reduce_host(wf_comm *c, wf_dtype dtype, void *x, int64_t n
   if (c->size == 1 || n == 0) return WF_OK;
   const wf_span all = {x, dtype, n};
   wf_pending k = {.c = c};
-  const double start = wf_now();
+  const moment start = moment_now();
   count_call(c, all);
   return finish(&k, c->ops->all_reduce(c, all, how, true, &k.request), start, NULL);
 }
@@ -293,7 +305,7 @@ wf_status wf_comm_broadcast_host(wf_comm *c, void *bytes, int64_t n, int root) {
   WF_TRY(check_rank(c, root, "broadcast"));
   const wf_span all = {bytes, WF_U8, n};
   wf_pending k = {.c = c};
-  const double start = wf_now();
+  const moment start = moment_now();
   count_call(c, all);
   return finish(&k, c->ops->broadcast(c, all, root, true, &k.request), start, NULL);
 }
@@ -304,9 +316,9 @@ wf_status wf_comm_wait(wf_pending **pending) {
   if (!pending || !*pending) return WF_OK;
   wf_pending *k = *pending;
   *pending = NULL;
-  const double start = wf_now();
+  const moment start = moment_now();
   const wf_status s = settle(k, WF_OK);
-  k->c->counts.waited += wf_now() - start;
+  count_wait(k->c, start);
   wf_free(k);
   return s == WF_OK ? s : wf_frame_at(__FILE__, __LINE__, __func__, s);
 }

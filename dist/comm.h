@@ -109,6 +109,7 @@ typedef struct wf_comm_counts {
   int64_t messages, message_bytes; /* sent with wf_comm_send */
   int64_t calls, call_bytes;       /* collectives but barriers; bytes of this rank's x */
   double waited;                   /* seconds inside wf_comm_wait and blocking calls */
+  double busy;                     /* of them, the thread's processor time: MPI asks again and again */
 } wf_comm_counts;
 wf_comm_counts wf_comm_count(const wf_comm *c);
 

@@ -187,6 +187,8 @@ static void counters(wf_comm *c, void *arg) {
                  "%lld calls of %lld bytes instead of %lld of %lld", (long long)got.calls,
                  (long long)got.call_bytes, (long long)calls, (long long)bytes);
   WF_RANK_ASSERT(got.waited > 0, "no time went by");
+  WF_RANK_ASSERT(got.busy > 0 && got.busy <= got.waited + 1e-3, "%g s of processor in %g s of waiting",
+                 got.busy, got.waited);
   bench_close(&b);
 }
 
