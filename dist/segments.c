@@ -58,7 +58,7 @@ static wf_status forward_all(wf_seg_work *w, const wf_call *call) {
 static wf_status segments_kernel(const wf_call *call) {
   wf_seg_work w;
   wf_scope s = wf_scope_open(call->ctx);
-  wf_status st = wf_seg_open(call->ctx, call->attr, call->n_in, call->n_out - 1, call->in, false, &w);
+  wf_status st = wf_seg_open(call->ctx, call->attr, call->n_in, call->in, call->n_out, call->out, false, &w);
   if (st == WF_OK) st = forward_all(&w, call);
   st = wf_seg_close(&w, st);
   wf_scope_close(call->ctx, s);
@@ -144,7 +144,7 @@ static wf_status backward_all(wf_seg_work *w, const wf_vjp *g) {
 static wf_status segments_vjp(const wf_vjp *g) {
   wf_seg_work w;
   wf_scope s = wf_scope_open(g->ctx);
-  wf_status st = wf_seg_open(g->ctx, g->attr, g->n_in, g->n_out - 1, g->in, true, &w);
+  wf_status st = wf_seg_open(g->ctx, g->attr, g->n_in, g->in, g->n_out, g->out, true, &w);
   if (st == WF_OK) st = backward_all(&w, g);
   st = wf_seg_close(&w, st);
   wf_scope_close(g->ctx, s);
@@ -159,10 +159,15 @@ static wf_status infer(const wf_call *call, wf_desc *out, int *n_out) {
   base.op = a->base;
   base.attr = a->attr;
   WF_TRY(a->base->infer(&base, out, n_out));
-  if (a->base->carry->left + 1 != *n_out || *n_out == WF_MAX_OUT)
+  const wf_carry *y = a->base->carry;
+  if (y->left + 1 != *n_out || *n_out + 2 > WF_MAX_OUT)
     return WF_FAIL(WF_EINVAL, "%s over ranks leaves no state", a->base->name);
-  out[*n_out] = out[a->base->carry->left]; /* the states that enter, for the backward */
+  out[*n_out] = out[y->left]; /* for the backward: the states that enter; dense maps */
   ++*n_out;
+  wf_desc A = {.ndim = 0};
+  if (a->transport == WF_TRANSPORT_PIPE || y->kind(&base, &A) != WF_CARRY_DENSE) return WF_OK;
+  A.shape[0] = a->part->n_own * a->part->n_lanes;
+  out[(*n_out)++] = A;
   return WF_OK;
 }
 
@@ -173,11 +178,11 @@ enum { BASES = sizeof bases / sizeof *bases };
 static wf_op wrapped[BASES];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* What the base says of its inputs and outputs, and one more output, which is saved. */
+/* What the base says of its inputs and outputs, and one or two more outputs, which are saved. */
 static void describe(void) {
   for (int i = 0; i < BASES; i++) {
     const wf_op *base = bases[i];
-    uint32_t kept = 1u << (base->carry->left + 1); /* the states that enter */
+    uint32_t kept = 3u << (base->carry->left + 1); /* the states that enter, the maps */
     wrapped[i] = (wf_op){.name = base->name,
                          .min_in = base->min_in,
                          .max_in = base->max_in,

@@ -9,7 +9,8 @@
  * enter, and the op runs once with them. Backward, the gradient of the entering state alone is formed with
  * none from after (an op's vjp asked for nothing else does no more than that), the chain turned brings the
  * gradients of the leaving states, and the op's own vjp runs once with them. No gradient of a map is
- * exchanged, and nothing of the forward is exchanged again: the entering states are kept.
+ * exchanged, and nothing of the forward is exchanged again: the entering states are kept, as are dense A,
+ * which cost as much as a scan.
  *
  * By the pipe there are no maps: a segment's run of a block of heads waits for the block of the segment
  * before, and while it runs the next rank does the block before it.

@@ -77,16 +77,17 @@ wf_tensor *wf_seg_lanes(const wf_part *p, wf_tensor *x, int k) {
 
 /* ---- one call ---- */
 
-wf_status wf_seg_open(wf_ctx *c, const wf_seg_attr *a, int n_in, int n_out, wf_tensor *const *in, bool turned,
-                      wf_seg_work *w) {
+wf_status wf_seg_open(wf_ctx *c, const wf_seg_attr *a, int n_in, wf_tensor *const *in, int n_out,
+                      wf_tensor *const *out, bool turned, wf_seg_work *w) {
   *w = (wf_seg_work){.c = c,
                      .a = a,
                      .base = a->base,
                      .carry = a->base->carry,
                      .p = a->part,
                      .n_in = n_in,
-                     .n_out = n_out,
+                     .n_out = a->base->carry->left + 1,
                      .turned = turned};
+  if (n_out > w->n_out + 1) w->A = out[w->n_out + 1];
   w->K = wf_seg_blocks(a->base, n_in, in, a->blocks, &w->u);
   WF_CALLOC(w->b, "dist", w->K);
   return WF_OK;

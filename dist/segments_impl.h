@@ -42,6 +42,7 @@ typedef struct wf_seg_work {
   int n_in, n_out; /* of the base */
   int64_t K, u;    /* blocks; what is divided into them: heads */
   bool turned;
+  wf_tensor *A; /* dense ones that the forward forms and the backward reads; NULL: none is kept */
   wf_seg_block *b;
   wf_pending **sent;
   size_t n_sent, cap_sent;
@@ -59,8 +60,8 @@ bool wf_seg_shares(const wf_seg_work *w, const wf_tensor *x, int dim, int64_t b)
 wf_tensor *wf_seg_lanes(const wf_part *p, wf_tensor *x, int k);
 
 /* Close also after a failed open; the first failure of st and of what is waited for. */
-wf_status wf_seg_open(wf_ctx *c, const wf_seg_attr *a, int n_in, int n_out, wf_tensor *const *in, bool turned,
-                      wf_seg_work *w);
+wf_status wf_seg_open(wf_ctx *c, const wf_seg_attr *a, int n_in, wf_tensor *const *in, int n_out,
+                      wf_tensor *const *out, bool turned, wf_seg_work *w);
 wf_status wf_seg_close(wf_seg_work *w, wf_status st);
 /* Block b's inputs and outputs. */
 wf_status wf_seg_divide(wf_seg_work *w, int64_t b, wf_tensor *const *in, wf_tensor *const *out);

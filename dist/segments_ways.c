@@ -60,16 +60,16 @@ static bool any_needs(const wf_seg_work *w, const wf_seg_block *x, bool factor) 
   return false;
 }
 
-/* A of the own segments that need it. */
-static wf_status factors(wf_seg_work *w, wf_seg_block *x) {
-  if (!any_needs(w, x, true)) return WF_OK;
-  int *flags;
-  WF_CALLOC(flags, "dist", w->p->n_own + 1);
-  for (int k = 0; k < w->p->n_own; k++) flags[k] = wf_chain_needs_factor(x->chain, k) ? 3 : 0;
+/* Forwards and backwards the chain asks for the A of a segment between the first and the last one. */
+static bool keeps(const wf_seg_work *w, int k) {
+  return w->A && w->p->own[k] > 0 && w->p->own[k] < w->p->n_segments - 1;
+}
+
+/* x->A, formed for the segments with flags[k]. */
+static wf_status form(wf_seg_work *w, wf_seg_block *x, const int *flags) {
   wf_tensor *in[WF_MAX_IN];
   memcpy(in, x->in, sizeof in);
   in[w->carry->table] = table_of(w->c, w->p, flags, true);
-  wf_free(flags);
   wf_call call = wf_seg_call(w, x->in, 0, NULL);
   wf_desc d = {.ndim = 0};
   w->carry->kind(&call, &d);
@@ -78,6 +78,28 @@ static wf_status factors(wf_seg_work *w, wf_seg_block *x) {
   if (wf_is_poison(in[w->carry->table]) || wf_is_poison(x->A)) return wf_ctx_failure(w->c);
   call = wf_seg_call(w, in, 1, &x->A);
   return wf_op_run_beside(&call, w->carry->factor);
+}
+
+/* A of the own segments that need it. */
+static wf_status factors(wf_seg_work *w, wf_seg_block *x) {
+  if (!any_needs(w, x, true)) return WF_OK;
+  int *flags, any = 0;
+  wf_tensor *kept = wf_seg_block_of(w, w->A, 1, x - w->b);
+  WF_CALLOC(flags, "dist", w->p->n_own + 1);
+  for (int k = 0; k < w->p->n_own; k++)
+    any |= flags[k] = wf_chain_needs_factor(x->chain, k) && !(w->turned && keeps(w, k)) ? 3 : 0;
+  wf_status st = WF_OK;
+  if (any)
+    st = form(w, x, flags);
+  else if (wf_is_poison(x->A = wf_dist_packed(w->c, kept)))
+    st = wf_ctx_failure(w->c);
+  wf_free(flags);
+  for (int k = 0; k < w->p->n_own && any && st == WF_OK; k++) {
+    if (!keeps(w, k)) continue;
+    wf_tensor *here = wf_seg_lanes(w->p, x->A, k), *there = wf_seg_lanes(w->p, kept, k);
+    st = w->turned ? wf_dist_copy(w->c, there, here, false) : wf_dist_copy(w->c, here, there, false);
+  }
+  return st;
 }
 
 /* The maps of a block, forwards. */
