@@ -15,6 +15,15 @@ static double steps(int64_t P) {
   return (double)k;
 }
 
+double wf_cost_messages(const wf_cost *c, int64_t messages, double n) {
+  return (double)messages * c->latency + n / c->bandwidth;
+}
+double wf_cost_all_reduce(const wf_cost *c, int64_t P, double n) {
+  return 2 * wf_cost_gather(c, P, n / (double)P);
+}
+double wf_cost_broadcast(const wf_cost *c, int64_t P, double n) {
+  return steps(P) * wf_cost_messages(c, 1, n);
+}
 double wf_cost_relay(const wf_cost *c, int64_t P, double n, int64_t K) {
   return wf_cost_pipe(c, P, n, K, 0);
 }

@@ -1,9 +1,15 @@
 /* cost: how long an exchange takes, by the alpha-beta model: a message of n bytes takes
  * latency + n / bandwidth.
  *
+ * Of P ranks, n bytes of each:
+ *     all-gather           ceil(log2 P) latency + (P - 1) n / bandwidth
+ *     reduce-scatter       the same, of shares of n bytes
+ *     all-reduce           both, of shares of n / P bytes
+ *     broadcast            ceil(log2 P) (latency + n / bandwidth)
+ *     all to all           a message to each, one after the other
  * Of a scan over P segments whose states are n bytes:
  *     relay in K blocks    (P + K - 2) (latency + n / (K bandwidth))
- *     all-gather           ceil(log2 P) latency + (P - 1) n / bandwidth
+ *     all-gather           as above
  *     log-step             ceil(log2 P) (latency + n / bandwidth + combine)
  *     pipe of K blocks     the same as relay, and each hop runs its block in between
  */
@@ -34,6 +40,9 @@ wf_cost wf_cost_default(void);
  * same. */
 wf_status wf_cost_calibrate(wf_comm *comm, wf_cost *c);
 
+double wf_cost_messages(const wf_cost *c, int64_t messages, double n); /* of n bytes in all */
+double wf_cost_all_reduce(const wf_cost *c, int64_t P, double n);
+double wf_cost_broadcast(const wf_cost *c, int64_t P, double n);
 double wf_cost_relay(const wf_cost *c, int64_t P, double n, int64_t K);
 double wf_cost_gather(const wf_cost *c, int64_t P, double n);
 double wf_cost_log(const wf_cost *c, int64_t P, double n);

@@ -20,7 +20,9 @@ typedef struct flags {
 
 static const wf_option table[] = {
     WF_OPT_I64(flags, ranks, "8", 1, 65536, "the most ranks; rows are 1, 2, 4, ... and this"),
-    WF_OPT_STR(flags, link, "100Gb/s,10us", "of each rank: bandwidth, in bits or bytes, and latency"),
+    WF_OPT_STR(
+        flags, link, "auto",
+        "of each rank: bandwidth, in bits or bytes, and latency; auto: parallel.link, or 100Gb/s,10us"),
     WF_OPT_I64F(flags, sequence, "auto", 1, 65536, WF_OPT_AUTO,
                 "ranks of a sequence, or all where there are fewer; auto: parallel.sequence"),
     WF_OPT_STR(
@@ -45,6 +47,12 @@ static wf_status vocabulary(const flags *f, const wf_config *cfg, int64_t *out) 
   return WF_OK;
 }
 
+static wf_status link_of(const flags *f, const wf_config *cfg, wf_cost *out) {
+  if (strcmp(f->link, "auto") != 0) return wf_link_read("--link", f->link, out);
+  return strcmp(cfg->parallel.link, "auto") != 0 ? wf_link_read("parallel.link", cfg->parallel.link, out)
+                                                 : wf_link_read("--link", "100Gb/s,10us", out);
+}
+
 static wf_status rates_of(const flags *f, const wf_config *cfg, int64_t vocab, wf_plan_rates *out) {
   *out = (wf_plan_rates){0};
   if (strcmp(f->flops, "auto") == 0) {
@@ -52,9 +60,9 @@ static wf_status rates_of(const flags *f, const wf_config *cfg, int64_t vocab, w
       return wf_hint(WF_FAIL(WF_EINVAL, "--memory is for --flops"), "give both, or neither");
     return wf_plan_measure(cfg, vocab, f->tokens, out);
   }
-  WF_TRY(wf_plan_rate_read("--flops", f->flops, &out->flops));
+  WF_TRY(wf_rate_read("--flops", f->flops, &out->flops));
   out->memory = out->flops / 10;
-  return strcmp(f->memory, "auto") == 0 ? WF_OK : wf_plan_rate_read("--memory", f->memory, &out->memory);
+  return strcmp(f->memory, "auto") == 0 ? WF_OK : wf_rate_read("--memory", f->memory, &out->memory);
 }
 
 /* ---- rows ---- */
@@ -66,7 +74,7 @@ typedef struct rows {
   const wf_config *cfg;
   int64_t vocab;
   wf_plan_rates rates;
-  wf_plan_link link;
+  wf_cost link;
   wf_plan plan[MOST];
   int n;
 } rows;
@@ -204,10 +212,11 @@ static wf_status all_rows(rows *r) {
 static wf_status run(const wf_args *a) {
   const flags *f = a->flags;
   wf_config cfg;
-  rows r = {.f = f, .cfg = &cfg};
-  WF_TRY(wf_plan_link_read(f->link, &r.link));
+  rows r = {.f = f, .cfg = &cfg, .link = wf_cost_default()};
+  r.link.threads = omp_get_max_threads();
   WF_TRY(wf_config_load(&cfg, a->words[0], a->sets, a->n_sets, wf_types));
-  wf_status s = vocabulary(f, &cfg, &r.vocab);
+  wf_status s = link_of(f, &cfg, &r.link);
+  if (s == WF_OK) s = vocabulary(f, &cfg, &r.vocab);
   if (s == WF_OK) s = rates_of(f, &cfg, r.vocab, &r.rates);
   if (s == WF_OK) s = all_rows(&r);
   wf_plan_rates_free(&r.rates);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "core/memory.h"
 #include "experiments/config.h"
 
 /* One value as text, cut to what a message can hold. */
@@ -72,9 +73,21 @@ static wf_status compare_blocks(const char *path, const wf_config_block *stored,
   return WF_OK;
 }
 
+/* What the links were measured to be when the run began, on as many ranks of a sequence: its scans go the
+ * same way. */
+static wf_status keep_link(const wf_config_parallel *stored, wf_config_parallel *now) {
+  if (strcmp(now->link, "auto") != 0 || stored->sequence != now->sequence) return WF_OK;
+  char *link = wf_strdup("config", stored->link);
+  if (!link) return WF_ENOMEM;
+  wf_free(now->link);
+  now->link = link;
+  return WF_OK;
+}
+
 wf_status wf_config_resume(const wf_config *stored, wf_config *now) {
   for (const wf_config_section *s = wf_config_sections; s->name; s++)
     WF_TRY(compare(s->table, s->name, (const char *)stored + s->offset, (char *)now + s->offset));
+  WF_TRY(keep_link(&stored->parallel, &now->parallel));
   WF_TRY(compare_blocks("model.blocks", stored->model.blocks, stored->model.n_blocks, now->model.blocks,
                         now->model.n_blocks));
   WF_TRY(compare_parts("train.optimizer", &stored->train.optimizer, &now->train.optimizer));

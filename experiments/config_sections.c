@@ -102,9 +102,12 @@ static const wf_option parallel_table[] = {
         wf_config_parallel, attention, "auto", attentions, WF_OPT_RESUME,
         "how keys come to queries on other ranks: they go round, all come at once, tokens become heads, "
         "or the last in teams and between them the first; auto: whatever sends least"),
-    WF_OPT_ENUMF(
-        wf_config_parallel, scan, "auto", scans, WF_OPT_RESUME,
-        "how the states of scans go from rank to rank; auto: as the link measured at the start says"),
+    WF_OPT_ENUMF(wf_config_parallel, scan, "auto", scans, WF_OPT_RESUME,
+                 "how the states of scans go from rank to rank; auto: as the link says"),
+    WF_OPT_STRF(
+        wf_config_parallel, link, "auto", WF_OPT_RESUME,
+        "bandwidth and latency between ranks, as in 10GB/s,2us, by which scans choose; auto: measured at the "
+        "start, stored, and on --resume with as many ranks of a sequence taken from there"),
     WF_OPT_ENUMF(wf_config_parallel, transport, "auto", transports, WF_OPT_AUTO | WF_OPT_RESUME,
                  "what carries messages between ranks"),
     WF_OPT_I64F(wf_config_parallel, zero, "1", 0, 1, WF_OPT_RESUME,

@@ -2,6 +2,7 @@
 #include "experiments/parallel.h"
 #include "core/memory.h"
 #include "data/loader.h"
+#include "experiments/link.h"
 #include "layers/stream.h"
 
 #include <math.h>
@@ -82,8 +83,24 @@ wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out) {
   WF_TRY(wf_mesh_open(world, data, sequence, WF_LAYOUT_CONTIGUOUS, out));
   if (sequence == 1) return WF_OK;
   out->dist.cost = &out->cost;
+  out->cost = wf_cost_default();
   out->cost.threads = omp_get_max_threads();
-  return wf_cost_calibrate(out->sequence, &out->cost);
+  if (strcmp(cfg->parallel.link, "auto") == 0) return wf_cost_calibrate(out->world, &out->cost);
+  return wf_link_read("parallel.link", cfg->parallel.link, &out->cost);
+}
+
+wf_status wf_parallel_link(wf_config *cfg, wf_mesh *mesh, bool *measured) {
+  char text[80];
+  *measured = strcmp(cfg->parallel.link, "auto") == 0;
+  if (wf_comm_size(mesh->sequence) == 1) return WF_OK;
+  if (*measured) {
+    wf_link_print(&mesh->cost, text);
+    char *link = wf_strdup("config", text);
+    if (!link) return WF_ENOMEM;
+    wf_free(cfg->parallel.link);
+    cfg->parallel.link = link;
+  }
+  return wf_link_read("parallel.link", cfg->parallel.link, &mesh->cost);
 }
 
 wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *mesh) {

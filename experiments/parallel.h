@@ -20,6 +20,9 @@ extern "C" {
  * of this process where the config leaves them open. Errors with hints: a mesh that does not fit the number
  * of ranks, a transport this build lacks, ranks with different configs or another weft. The caller closes. */
 wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out);
+/* The link of a sequence's ranks, as the scans of this run and of those that resume it take it: what the
+ * config says, else what wf_parallel_open has measured, which it then says. */
+wf_status wf_parallel_link(wf_config *cfg, wf_mesh *mesh, bool *measured);
 /* How sequences lie over their ranks and what passes between them. Where the config leaves the layout to us
  * it is known with the model: zigzag for attention over everything before, else contiguous. Same on all
  * ranks. */

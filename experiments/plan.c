@@ -14,7 +14,7 @@ enum { MOST_ROWS = 1024 }; /* of a profile */
 
 typedef struct trace {
   const wf_plan_rates *rates;
-  wf_plan_link link;
+  wf_cost link;
   wf_plan *p;
   wf_ctx *c;
   const wf_dist *dist; /* of a sequence */
@@ -82,18 +82,14 @@ static wf_plan_use use_of(const group *g) {
                                                                                            : WF_PLAN_ATTEND;
 }
 
-static double steps(int ranks) {
-  return ceil(log2(ranks));
-}
-
 /* Seconds between the start and the end, where the link is free. */
-static double exchange_seconds(const wf_plan_link *l, const wf_paper_call *x) {
-  double bytes = (double)x->moved / l->bandwidth, share = (double)(x->ranks - 1) / x->ranks;
-  if (strcmp(x->call, "send") == 0 || strcmp(x->call, "recv") == 0) return l->latency + bytes;
-  if (strcmp(x->call, "all_to_all") == 0) return (double)x->messages * l->latency + bytes;
-  if (strcmp(x->call, "all_reduce") == 0) return 2 * (steps(x->ranks) * l->latency + share * bytes);
-  if (strcmp(x->call, "broadcast") == 0) return steps(x->ranks) * (l->latency + bytes);
-  return steps(x->ranks) * l->latency + share * bytes;
+static double exchange_seconds(const wf_cost *l, const wf_paper_call *x) {
+  double bytes = (double)x->moved;
+  if (strcmp(x->call, "send") == 0 || strcmp(x->call, "recv") == 0) return wf_cost_messages(l, 1, bytes);
+  if (strcmp(x->call, "all_to_all") == 0) return wf_cost_messages(l, x->messages, bytes);
+  if (strcmp(x->call, "all_reduce") == 0) return wf_cost_all_reduce(l, x->ranks, bytes);
+  if (strcmp(x->call, "broadcast") == 0) return wf_cost_broadcast(l, x->ranks, bytes);
+  return wf_cost_gather(l, x->ranks, bytes / x->ranks);
 }
 
 /* A state that goes from segment to segment comes after as many hops as there are ranks before, each way. */
@@ -203,8 +199,12 @@ static wf_status open_mesh(const wf_plan *p, group *job, group *line, wf_mesh *m
   wf_status s = wf_comm_paper(p->rank, p->data * p->sequence, &of_job, &world);
   if (s == WF_OK) s = wf_comm_paper(p->rank / p->sequence, p->data, &of_job, &data);
   if (s == WF_OK) s = wf_comm_paper(p->rank % p->sequence, p->sequence, &of_line, &sequence);
-  if (s == WF_OK) return wf_mesh_join(world, data, sequence, WF_LAYOUT_CONTIGUOUS, m);
-  *m = (wf_mesh){.world = world, .data = data, .sequence = sequence};
+  if (s == WF_OK)
+    s = wf_mesh_join(world, data, sequence, WF_LAYOUT_CONTIGUOUS, m);
+  else
+    *m = (wf_mesh){.world = world, .data = data, .sequence = sequence};
+  m->cost = job->t->link; /* by which scans choose their way */
+  m->dist.cost = &m->cost;
   return s;
 }
 
@@ -223,7 +223,7 @@ static wf_status run(trace *t, const wf_config *cfg, int64_t vocab, wf_device *d
 }
 
 wf_status wf_plan_rank(const wf_config *cfg, int64_t vocab, int data, int sequence, int rank,
-                       const wf_plan_rates *rates, const wf_plan_link *link, wf_plan *out) {
+                       const wf_plan_rates *rates, const wf_cost *link, wf_plan *out) {
   *out = (wf_plan){.data = data,
                    .sequence = sequence,
                    .rank = rank,
@@ -250,7 +250,7 @@ wf_status wf_plan_rank(const wf_config *cfg, int64_t vocab, int data, int sequen
 }
 
 wf_status wf_plan_job(const wf_config *cfg, int64_t vocab, int data, int sequence, const wf_plan_rates *rates,
-                      const wf_plan_link *link, wf_plan *out) {
+                      const wf_cost *link, wf_plan *out) {
   int last = -1;
   /* Of a sequence the ranks at 0, 1/3, 2/3 and the end; of data the last, which has most. */
   for (int k = 0; k < 4; k++) {
@@ -271,7 +271,7 @@ wf_status wf_plan_job(const wf_config *cfg, int64_t vocab, int data, int sequenc
 
 wf_status wf_plan_announce(FILE *out, const wf_config *cfg, int64_t vocab, const wf_mesh *mesh) {
   const wf_plan_rates rates = {.flops = 1e9, .memory = 1e9}; /* bytes do not depend on it */
-  const wf_plan_link link = {1e9, 1e-5};
+  const wf_cost link = mesh->cost.bandwidth > 0 ? mesh->cost : wf_cost_default();
   char a[24];
   int64_t sum = 0, messages = 0;
   wf_plan p;

@@ -8,8 +8,7 @@
  *     an op           its operations, or its bytes, at the rate measured for it; else the slower of both
  *                     at the rank's rates of operations and of memory
  *     a message       latency + bytes / bandwidth, from when the link is free; both directions at once
- *     an all-reduce   2 (P-1)/P bytes / bandwidth + 2 ceil(log2 P) latency; an all-gather or
- *                     reduce-scatter half of it
+ *     a collective    as dist/cost.h says
  *     waiting         to the end of an exchange: what the ops since its start have not hidden
  *
  * Others are taken to be as far as this rank is. Where ranks take turns (relays: serial mixers) that is not
@@ -21,20 +20,13 @@
 #include "core/op.h"
 #include "dist/mesh.h"
 #include "experiments/config.h"
+#include "experiments/link.h"
 
 #include <stdio.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef struct wf_plan_link {
-  double bandwidth, latency; /* bytes/s each way, seconds */
-} wf_plan_link;
-/* "100Gb/s,10us", "1GB/s,50us". */
-wf_status wf_plan_link_read(const char *text, wf_plan_link *out);
-/* "2T", "150G/s", "80e9": operations or bytes a second; `what` stands in the message. */
-wf_status wf_plan_rate_read(const char *what, const char *text, double *out);
 
 /* What a rank computes in a second. */
 typedef struct wf_plan_rates {
@@ -78,13 +70,14 @@ typedef struct wf_plan {
   double serial; /* of what the ranks could do, the part they do in relays; 1 where there are none */
 } wf_plan;
 
-/* Of one rank. Errors are those of weft train with this config. */
+/* Of one rank. `link`: wf_cost_default() with a link of its own, or that of a run. Errors are those of weft
+ * train with this config. */
 wf_status wf_plan_rank(const wf_config *cfg, int64_t vocab, int data, int sequence, int rank,
-                       const wf_plan_rates *rates, const wf_plan_link *link, wf_plan *out);
+                       const wf_plan_rates *rates, const wf_cost *link, wf_plan *out);
 /* Of the job: time and exchanges of the slowest of some ranks (first, middle, last; all of up to four),
  * memory of the one that needs most. */
 wf_status wf_plan_job(const wf_config *cfg, int64_t vocab, int data, int sequence, const wf_plan_rates *rates,
-                      const wf_plan_link *link, wf_plan *out);
+                      const wf_cost *link, wf_plan *out);
 
 /* What this rank of `mesh` will send, and how busy it is where ranks take turns: a line for the start of a
  * run. */

@@ -32,8 +32,9 @@ typedef struct run {
   wf_watch *watch;
   char *config_text; /* resolved, as stored */
   wf_mesh mesh;
-  bool leads; /* rank 0: prints and writes files */
-  FILE *out;  /* stdout, or nowhere */
+  bool measured; /* its link, now */
+  bool leads;    /* rank 0: prints and writes files */
+  FILE *out;     /* stdout, or nowhere */
   wf_device *dev;
   wf_ctx *c;
   wf_store *store;
@@ -193,6 +194,7 @@ static wf_status open_run(run *r) {
   WF_TRY(open_folder(r, &from));
   wf_status s = from ? wf_checkpoint_read_info(from, &info) : WF_OK;
   if (s == WF_OK && from) s = resume_config(r, &info, from);
+  if (s == WF_OK) s = wf_parallel_link(r->cfg, &r->mesh, &r->measured);
   if (s == WF_OK) s = open_model(r);
   if (s == WF_OK && info.tokenizer) s = wf_check_tokenizer(r->store, info.tokenizer, info.tokenizer_size);
   wf_checkpoint_info_free(&info);
@@ -471,6 +473,9 @@ static wf_status train(run *r) {
   wf_parallel_describe(&r->mesh, ranks);
   wf_shards_describe(&r->shards, sums);
   if (ranks[0]) fprintf(r->out, "%s%s\n", ranks, sums);
+  if (wf_comm_size(r->mesh.sequence) > 1)
+    fprintf(r->out, "parallel.link: %s%s\n", r->cfg->parallel.link,
+            r->measured ? " (measured; given, or resumed, scans go the same way)" : "");
   wf_status plan = WF_OK;
   if (ranks[0] && r->leads) plan = wf_plan_announce(r->out, r->cfg, wf_store_vocab(r->store), &r->mesh);
   WF_TRY(wf_agree(r->mesh.world, plan, "rehearsing a step"));

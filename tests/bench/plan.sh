@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# What weft plan predicts beside what weft train measures, for one sequence over 1, 2, ... RANKS ranks of one thread.
+# What weft plan predicts beside what weft train measures, over 1, 2, 4, ... RANKS (4) ranks of one thread.
 #
-#     tests/bench/plan.sh [MIXER...]           (simple_gla and attention)
+#     tests/bench/plan.sh [MIXER...]           (attention gla gated_deltanet mamba)
 #
-# 4 layers, d_model 256, one sequence of T tokens (4096). Ops are measured by a short step on one thread, the link is
-# LINK (4GB/s,5us: about that of ranks of one host). Prints ms of a step, predicted and measured, and
-# their ratio. More ranks than cores share them: their times say nothing.
+# 4 layers, d_model 256, T (4096) tokens a step: one sequence cut over the ranks, or RANKS sequences divided over them.
+# Ops are measured by a short step on one thread, the link (LINK) by weft train over two ranks. Prints ms of a step,
+# predicted and measured (the least of some), and their ratio. Where ranks share cores a rank is taken to compute so
+# much longer.
 set -euo pipefail
-weft=$(realpath "${WEFT:-build/weft}") T=${T:-4096} RANKS=${RANKS:-2} STEPS=${STEPS:-4} LINK=${LINK:-4GB/s,5us}
+weft=$(realpath "${WEFT:-build/weft}") T=${T:-4096} RANKS=${RANKS:-4} STEPS=${STEPS:-4} LINK=${LINK:-} CUTS=${CUTS:-sequence data}
 text=$(realpath "${DATA:-/usr/share/games/fortunes/computers}")
+cores=$(nproc)
 mixers=("$@")
-[ $# -gt 0 ] || mixers=(simple_gla attention)
+[ $# -gt 0 ] || mixers=(attention gla gated_deltanet mamba)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -20,29 +22,52 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS
 # field NAME: the first number of that name on a line of JSON.
 field() { sed -n "s/.*\"$1\": *\([^,}]*\).*/\1/p"; }
 
-printf '%-16s %6s %14s %14s %18s\n' mixer ranks "predicted ms" "measured ms" "predicted/measured"
-for mixer in "${mixers[@]}"; do
-  cat >c.yaml <<EOF
-data: {store: text.h5, seq_len: $T}
+# config MIXER CUT
+config() {
+  local heads=", heads: 4" length=$T
+  case $1 in mamba | mamba2 | mingru | minlstm) heads= ;; esac
+  [ "$2" = sequence ] || length=$((T / RANKS))
+  cat <<EOF
+data: {store: text.h5, seq_len: $length}
 model:
   d_model: 256
-  blocks: [{repeat: 4, mixer: {type: $mixer, heads: 4}, mlp: {type: swiglu}}]
+  blocks: [{repeat: 4, mixer: {type: $1$heads}, mlp: {type: swiglu}}]
 train: {steps: $STEPS, batch_tokens: $T, optimizer: {type: adamw, lr: 1.0e-4}, schedule: {type: constant}}
 eval: {every: 0, batches: 1}
 checkpoint: {every: 0}
 log: {every: 1}
 EOF
-  "$weft" plan c.yaml --ranks "$RANKS" --sequence "$RANKS" --link "$LINK" --tokens "$T" --json >plan.json
-  for ((ranks = 1; ranks <= RANKS; ranks *= 2)); do
-    predicted=$(sed -n "/\"ranks\":$ranks,/p" plan.json | field step_s)
-    start=()
-    [ "$ranks" = 1 ] || start=(mpirun -n "$ranks" --oversubscribe --bind-to none)
-    "${start[@]}" "$weft" train c.yaml --set run.name=r --overwrite --set parallel.sequence="$ranks" >log 2>&1 || {
-      cat log >&2
-      exit 1
-    }
-    measured=$(field step_s <runs/r/metrics.jsonl | tail -n +2 | sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }')
-    awk -v m="$mixer" -v r="$ranks" -v p="$predicted" -v t="$measured" \
-      'BEGIN { printf "%-16s %6d %14.1f %14.1f %18.2f\n", m, r, 1e3 * p, 1e3 * t, p / t }'
+}
+
+# train RANKS SEQUENCE: c.yaml.
+train() {
+  local start=()
+  [ "$1" = 1 ] || start=(mpirun -n "$1" --oversubscribe --bind-to none --mca mpi_yield_when_idle $(($1 > cores)))
+  "${start[@]}" "$weft" train c.yaml --set run.name=r --overwrite --set parallel.sequence="$2" >log 2>&1 && return
+  cat log >&2
+  exit 1
+}
+
+printf '%-16s %10s %10s %14s %14s %18s\n' mixer data sequence "predicted ms" "measured ms" "predicted/measured"
+for mixer in "${mixers[@]}"; do
+  for cut in $CUTS; do
+    config "$mixer" "$cut" >c.yaml
+    if [ ! "$LINK" ]; then
+      train 2 2
+      LINK=$(sed -n 's/^parallel.link: \([^ ]*\).*/\1/p' log)
+      echo "link: $LINK"
+    fi
+    along=1
+    [ "$cut" = data ] || along=$RANKS
+    "$weft" plan c.yaml --ranks "$RANKS" --sequence "$along" --link "$LINK" --tokens "$T" --json >plan.json
+    for ((ranks = 1; ranks <= RANKS; ranks *= 2)); do
+      [ "$cut" = data ] || along=$ranks
+      train "$ranks" "$along"
+      measured=$(field step_s <runs/r/metrics.jsonl | tail -n +2 | sort -g | head -1)
+      sed -n "/\"ranks\":$ranks,/p" plan.json >row
+      awk -v m="$mixer" -v d=$((ranks / along)) -v s="$along" -v c="$(field compute_s <row)" -v p="$(field step_s <row)" \
+        -v share=$((ranks > cores ? ranks : cores)) -v cores="$cores" -v t="$measured" '
+        BEGIN { p += c * (share / cores - 1); printf "%-16s %10d %10d %14.1f %14.1f %18.2f\n", m, d, s, 1e3 * p, 1e3 * t, p / t }'
+    done
   done
 done

@@ -98,6 +98,26 @@ START_TEST(auto_takes_what_it_became) {
 }
 END_TEST
 
+/* What was measured goes with the number of ranks that share a sequence. */
+START_TEST(the_link_stays_with_the_mesh) {
+  static const struct {
+    const char *set, *link;
+  } cases[] = {
+      {"parallel={sequence: 2}", "8GB/s,2us"},
+      {"parallel={sequence: 2, data: 3}", "8GB/s,2us"},
+      {"parallel={sequence: 4}", "auto"},
+      {"parallel={sequence: 2, link: '1GB/s,9us'}", "1GB/s,9us"},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    wf_config stored = load("parallel={sequence: 2, link: '8GB/s,2us'}"), now = load(cases[i].set);
+    ck_assert_int_eq(wf_config_resume(&stored, &now), WF_OK);
+    ck_assert_str_eq(now.parallel.link, cases[i].link);
+    wf_config_free(&stored);
+    wf_config_free(&now);
+  }
+}
+END_TEST
+
 static Suite *resume_suite(void) {
   Suite *s = suite_create("config_resume");
   TCase *t = tcase_create("config_resume");
@@ -105,6 +125,7 @@ static Suite *resume_suite(void) {
   tcase_add_test(t, others_are_refused_naming_both);
   tcase_add_test(t, every_mixer_of_a_list_is_compared);
   tcase_add_test(t, auto_takes_what_it_became);
+  tcase_add_test(t, the_link_stays_with_the_mesh);
   suite_add_tcase(s, t);
   return s;
 }

@@ -153,6 +153,30 @@ START_TEST(carried_states_take_any_mesh) {
 }
 END_TEST
 
+/* The link by which scans choose their way is measured once, and stored for those who resume. */
+START_TEST(resumed_scans_go_the_same_way) {
+  double one[STEPS + 1], other[STEPS + 1];
+  char stored[200] = "", *at;
+  train(2, "linked", "--set parallel.sequence=2 --set parallel.link=80MB/s,50us");
+  losses("linked", one);
+  train(2, "halved", "--set train.steps=20 --set parallel.sequence=2 --set parallel.link=80MB/s,50us");
+  train(2, "halved", "--set parallel.sequence=2 --resume");
+  ck_assert_msg(strstr(output, "parallel.link: 80MB/s,50us\n"), "%s", output);
+  losses("halved", other);
+  for (int i = 0; i <= STEPS; i++) ck_assert_double_eq(other[i], one[i]);
+  train(2, "measured", "--set train.steps=10 --set parallel.sequence=2");
+  at = strstr(output, "parallel.link: ");
+  ck_assert_msg(at && sscanf(at, "parallel.link: %199s (measured", stored) == 1, "%s", output);
+  train(2, "measured", "--set train.steps=20 --set parallel.sequence=2 --resume");
+  at = strstr(output, stored);
+  ck_assert_msg(at && at[strlen(stored)] == '\n', "%s", output);
+  train(4, "measured", "--set train.steps=30 --set parallel.sequence=4 --resume");
+  ck_assert_msg(strstr(output, "us (measured"), "%s", output);
+  train(2, "measured", "--set train.steps=40 --resume");
+  ck_assert_msg(!strstr(output, "parallel.link"), "%s", output);
+}
+END_TEST
+
 START_TEST(wrong_launches_are_refused) {
   ck_assert_int_ne(
       shell("mpirun -n 2 " WEFT_PROGRAM " train c.yaml --set run.name=w --set parallel.sequence=3"), 0);
@@ -164,6 +188,10 @@ START_TEST(wrong_launches_are_refused) {
                          "parallel.sequence=3 --set parallel.attention=all_to_all"),
                    0);
   ck_assert_msg(strstr(output, "3 ranks do not divide 2 heads"), "%s", output);
+  ck_assert_int_ne(shell("mpirun -n 2 " WEFT_PROGRAM " train c.yaml --set run.name=w --set "
+                         "parallel.sequence=2 --set parallel.link=fast"),
+                   0);
+  ck_assert_msg(strstr(output, "parallel.link: \"fast\" is no link"), "%s", output);
   ck_assert_int_ne(shell("mpirun -n 1 " WEFT_PROGRAM " train c.yaml --set run.name=w : -n 1 " WEFT_PROGRAM
                          " train c.yaml --set run.name=w --set run.seed=2"),
                    0);
@@ -179,6 +207,7 @@ static Suite *suite(void) {
   tcase_add_test(t, any_mesh_takes_the_same_steps);
   tcase_add_test(t, matrix_optimisers_and_averages_divide);
   tcase_add_test(t, carried_states_take_any_mesh);
+  tcase_add_test(t, resumed_scans_go_the_same_way);
   tcase_add_test(t, wrong_launches_are_refused);
   suite_add_tcase(s, t);
   return s;
