@@ -1,6 +1,6 @@
 /* Ops with a state over the segments of several ranks: outputs, final states and all gradients are those of
  * the op on the whole sequence, by every transport, for any layout, rows of every kind, carried states; in
- * float the error is that of one rank; messages and bytes are what the formulas say. And the formulas. */
+ * float the error is that of one rank; messages and bytes are what the formulas say. */
 #include "autograd/tape.h"
 #include "core/memory.h"
 #include "core/ops.h"
@@ -654,44 +654,6 @@ START_TEST(counts) {
 }
 END_TEST
 
-/* ---- costs ---- */
-
-static void near(double got, double want) {
-  ck_assert_msg(fabs(got - want) < 0.005 * want, "%g, not %g", got, want);
-}
-
-/* 1 MB over 100 Gb/s at 10 us, 1,024 ranks. */
-START_TEST(formulas) {
-  wf_cost c = {.latency = 10e-6, .bandwidth = 100e9 / 8, .combine = INFINITY};
-  double n = 1 << 20;
-  near(wf_cost_relay(&c, 1024, n, 1), 96.06e-3);
-  near(wf_cost_gather(&c, 1024, n), 85.9e-3);
-  int64_t K = wf_cost_blocks(&c, 1024, n, 1 << 20, 0);
-  near(wf_cost_relay(&c, 1024, n, K), 12.16e-3);
-  ck_assert_msg(K > 80 && K < 105, "%lld blocks", (long long)K);
-  near(wf_cost_log(&c, 1024, n), 0.939e-3);
-  for (int64_t k = 1; k < 300; k++) ck_assert(wf_cost_relay(&c, 1024, n, k) >= wf_cost_relay(&c, 1024, n, K));
-  ck_assert(wf_cost_relay(&c, 1, n, 1) == 0 && wf_cost_gather(&c, 1, n) == 0 && wf_cost_log(&c, 1, n) == 0);
-  near(wf_cost_pipe(&c, 5, n, 4, 8e-3), wf_cost_relay(&c, 5, n, 4) + 8e-3);
-}
-END_TEST
-
-static void calibrated(wf_comm *c, void *arg_) {
-  (void)arg_;
-  wf_cost cost = {.threads = 3};
-  WF_RANK_OK(wf_cost_calibrate(c, &cost));
-  WF_RANK_ASSERT(cost.threads == 3 && cost.flops > 0 && cost.combine > 0, "not the default otherwise");
-  WF_RANK_ASSERT(cost.latency > 0 && cost.latency < 1 && cost.bandwidth > 1e6 && cost.bandwidth < 1e12,
-                 "%g s, %g bytes/s", cost.latency, cost.bandwidth);
-  double same[] = {cost.latency, -cost.latency, cost.bandwidth, -cost.bandwidth};
-  WF_RANK_OK(wf_comm_all_reduce_host(c, WF_F64, same, 4, WF_REDUCE_MAX));
-  WF_RANK_ASSERT(same[0] == -same[1] && same[2] == -same[3], "ranks differ");
-}
-START_TEST(measured) {
-  for (int s = 0; s < SIZES; s++) wf_ranks_run(sizes[s], calibrated, NULL);
-}
-END_TEST
-
 static Suite *suite(void) {
   Suite *s = suite_create("chain");
   TCase *t = tcase_create("chain");
@@ -699,8 +661,6 @@ static Suite *suite(void) {
   tcase_add_loop_test(t, every_member, 0, MEMBERS * SIZES);
   tcase_add_loop_test(t, in_float, 0, MEMBERS);
   tcase_add_test(t, counts);
-  tcase_add_test(t, formulas);
-  tcase_add_test(t, measured);
   suite_add_tcase(s, t);
   return s;
 }

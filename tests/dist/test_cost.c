@@ -27,6 +27,26 @@ START_TEST(formulas) {
 }
 END_TEST
 
+static void near(double got, double want) {
+  ck_assert_msg(fabs(got - want) < 0.005 * want, "%g, not %g", got, want);
+}
+
+/* 1 MB over 100 Gb/s at 10 us, 1,024 ranks. */
+START_TEST(figures) {
+  wf_cost c = {.latency = 10e-6, .bandwidth = 100e9 / 8, .combine = INFINITY};
+  double n = 1 << 20;
+  near(wf_cost_relay(&c, 1024, n, 1), 96.06e-3);
+  near(wf_cost_gather(&c, 1024, n), 85.9e-3);
+  int64_t K = wf_cost_blocks(&c, 1024, n, 1 << 20, 0);
+  near(wf_cost_relay(&c, 1024, n, K), 12.16e-3);
+  ck_assert_msg(K > 80 && K < 105, "%lld blocks", (long long)K);
+  near(wf_cost_log(&c, 1024, n), 0.939e-3);
+  for (int64_t k = 1; k < 300; k++) ck_assert(wf_cost_relay(&c, 1024, n, k) >= wf_cost_relay(&c, 1024, n, K));
+  ck_assert(wf_cost_relay(&c, 1, n, 1) == 0 && wf_cost_gather(&c, 1, n) == 0 && wf_cost_log(&c, 1, n) == 0);
+  near(wf_cost_pipe(&c, 5, n, 4, 8e-3), wf_cost_relay(&c, 5, n, 4) + 8e-3);
+}
+END_TEST
+
 START_TEST(blocks) {
   ck_assert_int_eq(wf_cost_blocks(&unit, 2, 1000, 64, 0), 1); /* one hop has nothing to overlap with */
   for (int64_t P = 2; P < 40; P += 3)
@@ -51,6 +71,8 @@ static void calibrated(wf_comm *c, void *arg) {
     WF_RANK_ASSERT(least[i] == most[i], "constant %d: %g to %g", i, least[i], most[i]);
   WF_RANK_ASSERT(frexp(mine.latency, &e) == 0.5 || wf_comm_size(c) == 1, "latency %g", mine.latency);
   WF_RANK_ASSERT(frexp(mine.bandwidth, &e) == 0.5 || wf_comm_size(c) == 1, "bandwidth %g", mine.bandwidth);
+  WF_RANK_ASSERT(mine.latency > 0 && mine.latency < 1 && mine.bandwidth > 1e6 && mine.bandwidth < 1e12,
+                 "%g s, %g bytes/s", mine.latency, mine.bandwidth);
   WF_RANK_ASSERT(mine.threads == 3, "%d threads", mine.threads);
 }
 
@@ -63,6 +85,7 @@ static Suite *suite(void) {
   Suite *s = suite_create("cost");
   TCase *t = tcase_create("cost");
   tcase_add_test(t, formulas);
+  tcase_add_test(t, figures);
   tcase_add_test(t, blocks);
   tcase_add_test(t, ranks_share_what_is_measured);
   suite_add_tcase(s, t);
