@@ -8,33 +8,43 @@
 
 /* ---- forward ---- */
 
+/* The lanes of the k-th own segment, or (-1) of all. */
+static wf_status copy_lanes(const wf_seg_work *w, wf_tensor *from, wf_tensor *to, int k) {
+  if (k < 0) return wf_dist_copy(w->c, from, to, false);
+  return wf_dist_copy(w->c, wf_seg_lanes(w->p, from, k), wf_seg_lanes(w->p, to, k), false);
+}
+
 typedef struct forward {
   wf_tensor *const *in, *const *out;
   wf_tensor **gone;
 } forward;
 
-static wf_status run_forward(wf_seg_work *w, int64_t b, void *arg) {
+static wf_status run_forward(wf_seg_work *w, int64_t b, int k, void *arg) {
   forward *f = arg;
-  wf_seg_block *x = &w->b[b];
+  wf_seg_block *x = &w->b[b], one = *x;
   const wf_carry *y = w->carry;
-  wf_tensor *in[WF_MAX_IN];
+  if (k >= 0) {
+    WF_TRY(wf_seg_cut(w, x, k, &one));
+    one.out[y->left] = wf_seg_state(w, x, w->p->n_own);
+    if (wf_is_poison(one.out[y->left])) return wf_ctx_failure(w->c);
+  }
   int n_in = w->n_in;
-  memcpy(in, x->in, sizeof in);
-  in[y->state] = x->came;
+  one.in[y->state] = x->came;
   wf_tensor *kept = wf_seg_block_of(w, f->out[w->n_out], y->in[y->state], b);
-  if (kept != x->came) WF_TRY(wf_dist_copy(w->c, x->came, kept, false));
+  if (kept != x->came) WF_TRY(copy_lanes(w, x->came, kept, k));
   if (x->chain && wf_chain_leaves(x->chain, 0)) { /* what rows leave is given: WF_CARRY_MAX */
     wf_call call = wf_seg_call(w, x->in, 0, NULL);
     wf_desc d;
     if (y->kind(&call, &d) == WF_CARRY_MAX) {
-      wf_tensor *end = in[n_in++] = wf_seg_state(w, x, w->p->n_own);
+      wf_tensor *end = one.in[n_in++] = wf_seg_state(w, x, w->p->n_own);
       if (wf_is_poison(end)) return wf_ctx_failure(w->c);
-      for (int k = 0; k < w->p->n_own; k++)
-        WF_TRY(wf_dist_copy(w->c, wf_chain_leaves(x->chain, k), wf_seg_lanes(w->p, end, k), false));
+      for (int j = 0; j < w->p->n_own; j++)
+        WF_TRY(wf_dist_copy(w->c, wf_chain_leaves(x->chain, j), wf_seg_lanes(w->p, end, j), false));
     }
   }
   f->gone[b] = x->out[y->left];
-  return wf_op_run(w->c, w->base, n_in, in, w->a->attr, w->n_out, x->out, 0);
+  WF_TRY(wf_op_run(w->c, w->base, n_in, one.in, w->a->attr, w->n_out, one.out, 0));
+  return k < 0 ? WF_OK : copy_lanes(w, one.out[y->left], f->gone[b], k);
 }
 
 static wf_status forward_all(wf_seg_work *w, const wf_call *call) {
@@ -73,16 +83,25 @@ typedef struct backward {
   wf_tensor **gone; /* [K] gradients of the entering states */
 } backward;
 
-static wf_status run_backward(wf_seg_work *w, int64_t b, void *arg) {
+static wf_status run_backward(wf_seg_work *w, int64_t b, int k, void *arg) {
   backward *f = arg;
-  wf_seg_block *x = &w->b[b];
-  uint32_t add = f->g->add & ~(1u << w->carry->state);
+  wf_seg_block *x = &w->b[b], one = *x;
+  const wf_carry *y = w->carry;
+  uint32_t add = f->g->add & ~(1u << y->state);
   for (int i = 0; i < w->n_in; i++)
-    if (x->din[i] && wf_seg_shares(w, f->g->din[i], w->carry->in[i], b)) add |= 1u << i;
-  x->dout[w->carry->left] = x->came;
-  x->din[w->carry->state] = f->gone[b];
-  wf_vjp g = wf_seg_vjp(w, x, x->in, x->dout, x->din, add);
-  return w->base->vjp(&g);
+    if (x->din[i] && wf_seg_shares(w, f->g->din[i], y->in[i], b)) add |= 1u << i;
+  wf_tensor *before = f->gone[b];
+  if (k >= 0) {
+    WF_TRY(wf_seg_cut(w, x, k, &one));
+    before = wf_seg_state(w, x, w->p->n_own);
+    if (wf_is_poison(before)) return wf_ctx_failure(w->c);
+    if (k != w->p->n_own - 1) add |= 1u << y->init; /* the last one has gone first */
+  }
+  one.dout[y->left] = x->came;
+  one.din[y->state] = before;
+  wf_vjp g = wf_seg_vjp(w, &one, one.in, one.dout, one.din, add);
+  WF_TRY(w->base->vjp(&g));
+  return k < 0 ? WF_OK : copy_lanes(w, before, f->gone[b], k);
 }
 
 /* The gradient of the state that entered the piece, to where that lay. */

@@ -13,7 +13,9 @@
  * which cost as much as a scan.
  *
  * By the pipe there are no maps: a segment's run of a block of heads waits for the block of the segment
- * before, and while it runs the next rank does the block before it.
+ * before, and while it runs the next rank does the block before it. A rank with several segments (zigzag)
+ * runs them one after the other, where all inputs of tokens are divided by heads: each needs the tokens of
+ * one.
  */
 #ifndef WF_DIST_SEGMENTS_H
 #define WF_DIST_SEGMENTS_H

@@ -75,6 +75,30 @@ wf_tensor *wf_seg_lanes(const wf_part *p, wf_tensor *x, int k) {
   return wf_view_raw(x, x->ndim, shape, x->stride, k * p->n_lanes * x->stride[0]);
 }
 
+/* ---- rows ---- */
+
+wf_tensor *wf_seg_table(wf_ctx *c, const wf_part *p, const int *flags, bool through, int only) {
+  int64_t n = 0, at = 0, tokens = 0;
+  for (int k = 0; k < p->n_own; k++) n += p->first[p->own[k] + 1] - p->first[p->own[k]];
+  wf_row *row = wf_alloc("dist", (size_t)(n + 1) * sizeof *row);
+  if (!row) return wf_poison(c, WF_ENOMEM);
+  for (int k = 0; k < p->n_own; k++) {
+    int s = p->own[k];
+    if (only >= 0 && k != only) continue;
+    for (int64_t i = p->first[s]; i < p->first[s + 1]; i++, at++) {
+      row[at] = p->row[i];
+      row[at].begin += tokens;
+      row[at].lane += k * p->n_lanes;
+      if (through && row[at].flags != (WF_ROW_TAKES | WF_ROW_LEAVES)) row[at].flags = 0;
+      if (flags) row[at].flags &= flags[k];
+    }
+    tokens += p->tokens[s];
+  }
+  wf_tensor *t = wf_from_host(c, "dist", WF_I64, WF_SHAPE(at, WF_ROW_COLS), row);
+  wf_free(row);
+  return t;
+}
+
 /* ---- one call ---- */
 
 wf_status wf_seg_open(wf_ctx *c, const wf_seg_attr *a, int n_in, wf_tensor *const *in, int n_out,
@@ -90,6 +114,7 @@ wf_status wf_seg_open(wf_ctx *c, const wf_seg_attr *a, int n_in, wf_tensor *cons
   if (n_out > w->n_out + 1) w->A = out[w->n_out + 1];
   w->K = wf_seg_blocks(a->base, n_in, in, a->blocks, &w->u);
   WF_CALLOC(w->b, "dist", w->K);
+  WF_CALLOC(w->wait, "dist", w->K * w->p->n_own + 1);
   return WF_OK;
 }
 
@@ -98,12 +123,11 @@ static void keep_first(wf_status *st, wf_status x) {
 }
 
 wf_status wf_seg_close(wf_seg_work *w, wf_status st) {
-  for (int64_t b = 0; w->b && b < w->K; b++) {
-    keep_first(&st, wf_chain_close(w->b[b].chain));
-    keep_first(&st, wf_comm_wait(&w->b[b].wait));
-  }
+  for (int64_t b = 0; w->b && b < w->K; b++) keep_first(&st, wf_chain_close(w->b[b].chain));
+  for (int64_t i = 0; w->wait && i < w->K * w->p->n_own; i++) keep_first(&st, wf_comm_wait(&w->wait[i]));
   for (size_t i = 0; i < w->n_sent; i++) keep_first(&st, wf_comm_wait(&w->sent[i]));
   wf_free(w->b);
+  wf_free(w->wait);
   wf_free(w->sent);
   return st;
 }
@@ -118,6 +142,37 @@ wf_status wf_seg_divide(wf_seg_work *w, int64_t b, wf_tensor *const *in, wf_tens
   for (int i = 0; i < w->n_out; i++)
     if (x->out[i] && wf_is_poison(x->out[i])) return wf_ctx_failure(w->c);
   return WF_OK;
+}
+
+/* Tokens first .. first+n-1 of x. */
+static wf_tensor *tokens_of(wf_tensor *x, int64_t first, int64_t n) {
+  int64_t shape[WF_MAX_DIMS];
+  if (!x || wf_is_poison(x)) return x;
+  memcpy(shape, x->shape, sizeof shape);
+  shape[0] = n;
+  if (x->storage) return wf_view_raw(x, x->ndim, shape, x->stride, first * x->stride[0]);
+  wf_tensor *meta = wf_tensor_meta(x->ctx, x);
+  if (!wf_is_poison(meta)) meta->shape[0] = n;
+  return meta;
+}
+
+wf_status wf_seg_cut(const wf_seg_work *w, const wf_seg_block *x, int k, wf_seg_block *cut) {
+  const wf_carry *y = w->carry;
+  int64_t first = 0, n = w->p->tokens[w->p->own[k]];
+  for (int j = 0; j < k; j++) first += w->p->tokens[w->p->own[j]];
+  *cut = *x;
+  for (int i = 0; i < w->n_in; i++) {
+    if (i == y->state || y->in[i] != 1) continue;
+    cut->in[i] = tokens_of(x->in[i], first, n);
+    cut->din[i] = tokens_of(x->din[i], first, n);
+  }
+  for (int i = 0; i < w->n_out; i++) {
+    if (i == y->left) continue;
+    cut->out[i] = tokens_of(x->out[i], first, n);
+    cut->dout[i] = tokens_of(x->dout[i], first, n);
+  }
+  cut->in[y->table] = wf_seg_table(w->c, w->p, NULL, false, k);
+  return wf_ctx_check(w->c);
 }
 
 wf_call wf_seg_call(const wf_seg_work *w, wf_tensor *const *in, int n_out, wf_tensor *const *out) {

@@ -30,7 +30,6 @@ typedef struct wf_seg_block {
   wf_tensor *in[WF_MAX_IN], *out[WF_MAX_OUT], *dout[WF_MAX_OUT], *din[WF_MAX_IN];
   wf_tensor *A, *B; /* maps of the own segments */
   wf_tensor *came;  /* [own lanes]: the states that enter or, backwards, gradients of those that leave */
-  wf_pending *wait;
 } wf_seg_block;
 
 typedef struct wf_seg_work {
@@ -44,6 +43,7 @@ typedef struct wf_seg_work {
   bool turned;
   wf_tensor *A; /* dense ones that the forward forms and the backward reads; NULL: none is kept */
   wf_seg_block *b;
+  wf_pending **wait; /* [own segments, K]: for what enters, by the pipe */
   wf_pending **sent;
   size_t n_sent, cap_sent;
 } wf_seg_work;
@@ -65,6 +65,12 @@ wf_status wf_seg_open(wf_ctx *c, const wf_seg_attr *a, int n_in, wf_tensor *cons
 wf_status wf_seg_close(wf_seg_work *w, wf_status st);
 /* Block b's inputs and outputs. */
 wf_status wf_seg_divide(wf_seg_work *w, int64_t b, wf_tensor *const *in, wf_tensor *const *out);
+/* The table of all own rows, or (only >= 0) of those of the only-th own segment among its tokens. Rows of
+ * segment k have flags[k] at most; `through`: flags only for rows that take and leave. flags NULL: all. */
+wf_tensor *wf_seg_table(wf_ctx *c, const wf_part *p, const int *flags, bool through, int only);
+/* A block's tensors, cut to the tokens and rows of the k-th own segment: of an op whose segments can run one
+ * by one. */
+wf_status wf_seg_cut(const wf_seg_work *w, const wf_seg_block *x, int k, wf_seg_block *cut);
 wf_call wf_seg_call(const wf_seg_work *w, wf_tensor *const *in, int n_out, wf_tensor *const *out);
 wf_vjp wf_seg_vjp(const wf_seg_work *w, const wf_seg_block *x, wf_tensor *const *in, wf_tensor *const *dout,
                   wf_tensor *const *din, uint32_t add);
@@ -74,8 +80,9 @@ wf_status wf_seg_post(wf_seg_work *w, wf_tensor *x, int to);
 
 /* ---- segments_ways.c ---- */
 
-/* Runs a block with what enters it in `came`; what leaves goes to gone[b]. */
-typedef wf_status (*wf_seg_run)(wf_seg_work *w, int64_t b, void *arg);
+/* Runs a block with what enters it in `came`, of the k-th own segment alone or (-1) of all; what leaves goes
+ * to the same lanes of gone[b]. */
+typedef wf_status (*wf_seg_run)(wf_seg_work *w, int64_t b, int k, void *arg);
 
 /* `start`: what enters the first segment, at the owner of the last one. */
 wf_status wf_seg_exchange(wf_seg_work *w, wf_tensor *start, int start_dim, wf_seg_run run, void *arg,

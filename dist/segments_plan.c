@@ -8,6 +8,7 @@ typedef struct plan {
   int64_t P, most;  /* segments; blocks */
   double a, b, run; /* bytes of A and B; seconds of a segment's forward */
   double share;
+  int own; /* segments of a rank, at most */
 } plan;
 
 static double lane_bytes(int ndim, const int64_t *shape, wf_dtype dtype) {
@@ -39,7 +40,8 @@ static plan plan_of(const wf_part *p, const wf_cost *cost, const wf_call *call) 
                 .a = A.ndim ? lanes * lane_bytes(A.ndim, A.shape, A.dtype) : 0,
                 .b = lanes * each,
                 .run = (double)widest * each / (double)wf_dtype_size(s->dtype) * y->work / cost->flops,
-                .share = y->share};
+                .share = y->share,
+                .own = wf_layout_most(p->dist->layout)};
 }
 
 static int64_t blocks_of(const plan *x, wf_transport t) {
@@ -51,7 +53,7 @@ static int64_t blocks_of(const plan *x, wf_transport t) {
 }
 
 static double seconds(const plan *x, wf_transport t, int64_t K) {
-  double maps = x->share * x->run, hops = (double)(x->P - 1), state = x->b / x->cost->combine;
+  double maps = x->own * x->share * x->run, hops = (double)(x->P - 1), state = x->b / x->cost->combine;
   switch (t) {
   case WF_TRANSPORT_PIPE: return wf_cost_pipe(x->cost, x->P, x->b, K, x->run);
   case WF_TRANSPORT_RELAY: return maps + wf_cost_relay(x->cost, x->P, x->b, K) + hops * state / (double)K;
@@ -60,11 +62,19 @@ static double seconds(const plan *x, wf_transport t, int64_t K) {
   }
 }
 
+/* Can the segments of a rank run one by one? All that is of tokens must be seen to be so, by its heads. */
+static bool one_by_one(const wf_call *call) {
+  const wf_op *op = call->op;
+  for (int i = 0; i < call->n_in; i++)
+    if (call->in[i] && i != op->carry->table && (unsigned char)op->carry->in[i] > 1) return false;
+  return op->vjp_adds >> op->carry->init & 1;
+}
+
 void wf_seg_choose(const wf_part *p, const wf_call *call, wf_seg_attr *a) {
   const wf_dist *d = p->dist;
   wf_cost usual = wf_cost_default();
   plan x = plan_of(p, d->cost ? d->cost : &usual, call);
-  bool pipe = wf_layout_most(d->layout) == 1, maps = call->op->carry->kind != NULL;
+  bool pipe = x.own == 1 || one_by_one(call), maps = call->op->carry->kind != NULL;
   a->seconds = -1;
   for (int t = WF_TRANSPORT_PIPE; t <= WF_TRANSPORT_LOG; t++) {
     if (t == WF_TRANSPORT_PIPE ? !pipe : !maps) continue;

@@ -4,31 +4,6 @@
 
 #include <string.h>
 
-/* ---- rows ---- */
-
-/* The table of all own rows, those of segment k with flags[k] at most; `through`: flags only for rows that
- * take and leave. */
-static wf_tensor *table_of(wf_ctx *c, const wf_part *p, const int *flags, bool through) {
-  int64_t n = 0, at = 0, tokens = 0;
-  for (int k = 0; k < p->n_own; k++) n += p->first[p->own[k] + 1] - p->first[p->own[k]];
-  wf_row *row = wf_alloc("dist", (size_t)(n + 1) * sizeof *row);
-  if (!row) return wf_poison(c, WF_ENOMEM);
-  for (int k = 0; k < p->n_own; k++) {
-    int s = p->own[k];
-    for (int64_t i = p->first[s]; i < p->first[s + 1]; i++, at++) {
-      row[at] = p->row[i];
-      row[at].begin += tokens;
-      row[at].lane += k * p->n_lanes;
-      if (through && row[at].flags != (WF_ROW_TAKES | WF_ROW_LEAVES)) row[at].flags = 0;
-      row[at].flags &= flags[k];
-    }
-    tokens += p->tokens[s];
-  }
-  wf_tensor *t = wf_from_host(c, "dist", WF_I64, WF_SHAPE(n, WF_ROW_COLS), row);
-  wf_free(row);
-  return t;
-}
-
 /* ---- by maps ---- */
 
 static wf_status copy_or_zero(wf_ctx *c, wf_tensor *from, wf_tensor *to) {
@@ -69,7 +44,7 @@ static bool keeps(const wf_seg_work *w, int k) {
 static wf_status form(wf_seg_work *w, wf_seg_block *x, const int *flags) {
   wf_tensor *in[WF_MAX_IN];
   memcpy(in, x->in, sizeof in);
-  in[w->carry->table] = table_of(w->c, w->p, flags, true);
+  in[w->carry->table] = wf_seg_table(w->c, w->p, flags, true, -1);
   wf_call call = wf_seg_call(w, x->in, 0, NULL);
   wf_desc d = {.ndim = 0};
   w->carry->kind(&call, &d);
@@ -112,7 +87,7 @@ static wf_status sum_up(wf_seg_work *w, wf_seg_block *x) {
     flags[k] = WF_ROW_TAKES | (wf_chain_needs(x->chain, k) ? WF_ROW_LEAVES : 0);
   wf_tensor *in[WF_MAX_IN];
   memcpy(in, x->in, sizeof in);
-  in[w->carry->table] = table_of(w->c, w->p, flags, false);
+  in[w->carry->table] = wf_seg_table(w->c, w->p, flags, false, -1);
   wf_free(flags);
   in[w->carry->state] = NULL;
   x->B = wf_seg_state(w, x, w->p->n_own);
@@ -132,7 +107,7 @@ static wf_status sum_up_turned(wf_seg_work *w, wf_seg_block *x) {
   wf_tensor *in[WF_MAX_IN], *dout[WF_MAX_OUT], *din[WF_MAX_IN] = {NULL};
   memcpy(in, x->in, sizeof in);
   memcpy(dout, x->dout, sizeof dout);
-  in[w->carry->table] = table_of(w->c, w->p, flags, false);
+  in[w->carry->table] = wf_seg_table(w->c, w->p, flags, false, -1);
   wf_free(flags);
   dout[w->carry->left] = NULL;
   x->B = din[w->carry->state] = wf_seg_state(w, x, w->p->n_own);
@@ -158,7 +133,7 @@ static wf_status by_chain(wf_seg_work *w, wf_tensor *start, int start_dim, wf_se
     if (turns) WF_TRY(wf_chain_turn(x->chain, turns - 1));
     for (int k = 0; k < w->p->n_own; k++)
       WF_TRY(copy_or_zero(w->c, wf_chain_state(x->chain, k), wf_seg_lanes(w->p, x->came, k)));
-    WF_TRY(run(w, b, arg));
+    WF_TRY(run(w, b, -1, arg));
     wf_comm_poke(comm);
   }
   return WF_OK;
@@ -166,37 +141,55 @@ static wf_status by_chain(wf_seg_work *w, wf_tensor *start, int start_dim, wf_se
 
 /* ---- by the pipe ---- */
 
-/* This rank's only segment, counted along the scan; -1: none. */
-static int pipe_place(const wf_seg_work *w) {
-  if (w->p->n_own == 0) return -1;
-  return w->turned ? w->p->n_segments - 1 - w->p->own[0] : w->p->own[0];
+/* Segments are counted along the scan. The i-th: whose it is, and its place among its owner's. */
+static int pipe_segment(const wf_seg_work *w, int i) {
+  return w->turned ? w->p->n_segments - 1 - i : i;
 }
 static int pipe_owner(const wf_seg_work *w, int i) {
-  return wf_part_owner(w->p, w->turned ? w->p->n_segments - 1 - i : i);
+  return wf_part_owner(w->p, pipe_segment(w, i));
+}
+static int pipe_slot(const wf_seg_work *w, int i) {
+  return wf_part_slot(w->p, pipe_segment(w, i));
 }
 
-/* Block by block: what enters, `run`, what leaves (`gone`, which run has made). The state that enters the
- * first segment comes from the owner of the last one; the gradient of it goes back by the caller. */
+/* What enters the i-th segment, which is own: posted, or there at once. */
+static wf_status pipe_expect(wf_seg_work *w, int i, int64_t b, wf_tensor *start, int home) {
+  bool enters = !w->turned && w->p->enters;
+  int k = pipe_slot(w, i), from = i > 0 ? pipe_owner(w, i - 1) : enters ? home : w->p->rank;
+  wf_tensor *here = wf_seg_lanes(w->p, w->b[b].came, k);
+  if (from != w->p->rank) return wf_comm_recv(w->p->dist->comm, here, from, &w->wait[k * w->K + b]);
+  return i > 0 ? WF_OK : copy_or_zero(w->c, w->turned || enters ? start : NULL, here);
+}
+
+static wf_status pipe_leave(wf_seg_work *w, int i, int64_t b, wf_tensor *gone) {
+  if (i + 1 == w->p->n_segments) return WF_OK;
+  int k = pipe_slot(w, i), to = pipe_owner(w, i + 1);
+  wf_tensor *left = wf_seg_lanes(w->p, gone, k);
+  if (to != w->p->rank) return wf_seg_post(w, left, to);
+  return wf_dist_copy(w->c, left, wf_seg_lanes(w->p, w->b[b].came, pipe_slot(w, i + 1)), false);
+}
+
+/* Segment by segment and block by block, the same order everywhere: what enters, `run`, what leaves (`gone`,
+ * which run has made). The state that enters the first segment comes from the owner of the last one; the
+ * gradient of it goes back by the caller. */
 static wf_status by_pipe(wf_seg_work *w, wf_tensor *start, int start_dim, wf_seg_run run, void *arg,
                          wf_tensor **gone) {
   const wf_part *p = w->p;
-  int i = pipe_place(w), n = p->n_segments, home = wf_part_owner(p, n - 1), first = pipe_owner(w, 0);
-  bool enters = !w->turned && p->enters, from_home = enters && home != first;
-  wf_comm *comm = p->dist->comm;
-  for (int64_t b = 0; b < w->K; b++) {
-    wf_seg_block *x = &w->b[b];
-    wf_tensor *s = wf_seg_block_of(w, start, start_dim, b);
-    if (from_home && p->rank == home) WF_TRY(wf_seg_post(w, s, first));
-    int from = i > 0 ? pipe_owner(w, i - 1) : i == 0 && from_home ? home : -1;
-    if (from >= 0) WF_TRY(wf_comm_recv(comm, x->came, from, &x->wait));
-    if (i == 0 && from < 0) WF_TRY(copy_or_zero(w->c, w->turned || enters ? s : NULL, x->came));
-  }
-  for (int64_t b = 0; b < w->K; b++) {
-    WF_TRY(wf_comm_wait(&w->b[b].wait));
-    WF_TRY(run(w, b, arg));
-    if (i >= 0 && i + 1 < n) WF_TRY(wf_seg_post(w, gone[b], pipe_owner(w, i + 1)));
-    wf_comm_poke(comm);
-  }
+  int n = p->n_segments, home = wf_part_owner(p, n - 1), first = pipe_owner(w, 0);
+  for (int64_t b = 0; b < w->K && p->rank == home && first != home && !w->turned && p->enters; b++)
+    WF_TRY(wf_seg_post(w, wf_seg_block_of(w, start, start_dim, b), first));
+  for (int i = 0; i < n; i++)
+    for (int64_t b = 0; b < w->K && pipe_owner(w, i) == p->rank; b++)
+      WF_TRY(pipe_expect(w, i, b, wf_seg_block_of(w, start, start_dim, b), home));
+  for (int i = 0; i < n; i++)
+    for (int64_t b = 0; b < w->K && pipe_owner(w, i) == p->rank; b++) {
+      int k = pipe_slot(w, i);
+      WF_TRY(wf_comm_wait(&w->wait[k * w->K + b]));
+      WF_TRY(run(w, b, p->n_own > 1 ? k : -1, arg));
+      WF_TRY(pipe_leave(w, i, b, gone[b]));
+      wf_comm_poke(p->dist->comm);
+    }
+  for (int64_t b = 0; b < w->K && p->n_own == 0; b++) WF_TRY(run(w, b, -1, arg));
   return WF_OK;
 }
 

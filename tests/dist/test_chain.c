@@ -35,6 +35,7 @@ typedef struct member {
   int64_t state[3];
   int n_y; /* outputs with tokens */
   bool constant;
+  bool cut; /* segments of a rank can run one by one: the pipe serves any layout */
   void (*apply)(call *c);
 } member;
 
@@ -92,7 +93,7 @@ static void selective(call *c) {
   { 2, {H, K}, -0.6, 0 }
 #define GATE \
   { 1, {H}, 0.1, 0.9 }
-#define STATES .w = {{3, {0}, -1, 1}}, .state_ndim = 3, .state = {H, K, V}, .n_y = 1
+#define STATES .w = {{3, {0}, -1, 1}}, .state_ndim = 3, .state = {H, K, V}, .n_y = 1, .cut = true
 
 static const member members[] = {
     {.name = "linear", .x = {QKV, GATE}, STATES, .apply = linear},
@@ -103,6 +104,7 @@ static const member members[] = {
      .state_ndim = 3,
      .state = {H, K, V + 1},
      .n_y = 1,
+     .cut = true,
      .apply = with_ones},
     {.name = "delta", .x = {QKV, GATE}, STATES, .apply = delta},
     {.name = "gated delta", .x = {QKV_ALIKE, DECAY, GATE}, STATES, .apply = gated_delta},
@@ -114,6 +116,7 @@ static const member members[] = {
      .state_ndim = 1,
      .state = {D},
      .n_y = 1,
+     .cut = true,
      .apply = diag},
     {.name = "diag in runs",
      .x = {{1, {D}, -1, 1}, {1, {2}, -0.6, 0}},
@@ -121,6 +124,7 @@ static const member members[] = {
      .state_ndim = 1,
      .state = {D},
      .n_y = 1,
+     .cut = true,
      .apply = diag},
     {.name = "sum",
      .x = {{1, {D}, -1, 1}},
@@ -529,7 +533,7 @@ static void agree(const member *m, const pieces *seq, int ranks) {
     for (int w = 0; w < WAYS; w++) {
       wf_layout *layout = layout_of((layout_kind)kind, ranks);
       trial t;
-      if (ways[w].transport != WF_TRANSPORT_PIPE || wf_layout_most(layout) == 1) {
+      if (ways[w].transport != WF_TRANSPORT_PIPE || m->cut || wf_layout_most(layout) == 1) {
         trial_new(m, seq, 1, WF_F64, &t);
         t.by = ways[w];
         t.by.layout = layout;
