@@ -48,8 +48,17 @@ void wf_ctx_profile(wf_ctx *c, bool on) {
   c->n_profile = 0;
 }
 
-static void add_profile(wf_ctx *c, const wf_call *call, double seconds) {
-  double flops = 0, bytes = 0;
+/* What a kernel does of the op's cost: those beside the op's own (wf_carry) form A and B. */
+static double share_of(const wf_call *call, wf_cpu_fn fn) {
+  const wf_carry *y = call->op->carry;
+  wf_desc A = {.ndim = 0};
+  if (!y || !fn || (fn != y->factor && fn != y->advance)) return 1;
+  if (y->kind(call, &A) == WF_CARRY_DENSE) return y->share / 2; /* A is a scan as well */
+  return fn == y->advance ? y->share : 0;
+}
+
+static void add_profile(wf_ctx *c, const wf_call *call, wf_cpu_fn fn, double seconds) {
+  double flops = 0, bytes = 0, share = share_of(call, fn);
   if (call->op->cost)
     call->op->cost(call, &flops, &bytes);
   else {
@@ -68,8 +77,8 @@ static void add_profile(wf_ctx *c, const wf_call *call, double seconds) {
   wf_op_profile *p = &c->profile[i];
   p->calls++;
   p->seconds += seconds;
-  p->flops += flops;
-  p->bytes += bytes;
+  p->flops += share * flops;
+  p->bytes += share * bytes;
 }
 
 static int slower_first(const void *a, const void *b) {
@@ -142,7 +151,7 @@ wf_status wf_op_run_beside(const wf_call *call, wf_cpu_fn fn) {
   wf_ctx *c = call->ctx;
   bool on_paper = wf_device_on_paper(c->dev);
   if (on_paper && !op->composed) {
-    if (c->profiling) add_profile(c, call, 0);
+    if (c->profiling) add_profile(c, call, fn, 0);
     return WF_OK;
   }
   if (!c->profiling || on_paper) return run_labelled(call, fn);
@@ -150,7 +159,7 @@ wf_status wf_op_run_beside(const wf_call *call, wf_cpu_fn fn) {
   double t0 = wf_now();
   wf_status s = run_labelled(call, fn);
   wf_device_sync(c->dev);
-  add_profile(c, call, wf_now() - t0);
+  add_profile(c, call, fn, wf_now() - t0);
   return s;
 }
 

@@ -6,13 +6,15 @@
 # 4 layers, d_model 256, T (4096) tokens a step: one sequence cut over the ranks, or RANKS sequences divided over them.
 # Ops are measured by a short step on one thread, the link (LINK) by weft train over two ranks. Prints ms of a step,
 # predicted and measured (the least of some), and their ratio. Where ranks share cores a rank is taken to compute so
-# much longer.
+# much longer. SET: further keys, as in SET="parallel.layout=zigzag parallel.scan=log".
 set -euo pipefail
 weft=$(realpath "${WEFT:-build/weft}") T=${T:-4096} RANKS=${RANKS:-4} STEPS=${STEPS:-4} LINK=${LINK:-} CUTS=${CUTS:-sequence data}
 text=$(realpath "${DATA:-/usr/share/games/fortunes/computers}")
 cores=$(nproc)
 mixers=("$@")
 [ $# -gt 0 ] || mixers=(attention gla gated_deltanet mamba)
+set=()
+for key in ${SET:-}; do set+=(--set "$key"); done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
@@ -43,7 +45,7 @@ EOF
 train() {
   local start=()
   [ "$1" = 1 ] || start=(mpirun -n "$1" --oversubscribe --bind-to none --mca mpi_yield_when_idle $(($1 > cores)))
-  "${start[@]}" "$weft" train c.yaml --set run.name=r --overwrite --set parallel.sequence="$2" >log 2>&1 && return
+  "${start[@]}" "$weft" train c.yaml --set run.name=r --overwrite --set parallel.sequence="$2" "${set[@]}" >log 2>&1 && return
   cat log >&2
   exit 1
 }
@@ -59,7 +61,7 @@ for mixer in "${mixers[@]}"; do
     fi
     along=1
     [ "$cut" = data ] || along=$RANKS
-    "$weft" plan c.yaml --ranks "$RANKS" --sequence "$along" --link "$LINK" --tokens "$T" --json >plan.json
+    "$weft" plan c.yaml --ranks "$RANKS" --sequence "$along" --link "$LINK" --tokens "$T" "${set[@]}" --json >plan.json
     for ((ranks = 1; ranks <= RANKS; ranks *= 2)); do
       [ "$cut" = data ] || along=$ranks
       train "$ranks" "$along"
