@@ -128,7 +128,7 @@ static wf_status after(const wf_chain *ch, int i, const map *m, wf_tensor *befor
 static wf_status post(wf_chain *ch, wf_tensor *x, int to) {
   WF_TRY(wf_grow("dist", (void **)&ch->sent, sizeof *ch->sent, ch->n_sent, &ch->cap_sent));
   ch->sent[ch->n_sent] = NULL;
-  return wf_comm_send(ch->comm, x, to, &ch->sent[ch->n_sent++]);
+  return wf_comm_leave(ch->comm, x, to, &ch->sent[ch->n_sent++]);
 }
 
 static wf_status await_start(wf_chain *ch) {

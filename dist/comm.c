@@ -137,7 +137,7 @@ static void count_call(wf_comm *c, wf_span x) {
 
 /* ---- between two ---- */
 
-wf_status wf_comm_send(wf_comm *c, const wf_tensor *x, int to, wf_pending **pending) {
+static wf_status send(wf_comm *c, const wf_tensor *x, int to, bool leave, wf_pending **pending) {
   if (pending) *pending = NULL;
   WF_TRY(check(c, x, "send"));
   WF_TRY(check_rank(c, to, "send"));
@@ -146,12 +146,21 @@ wf_status wf_comm_send(wf_comm *c, const wf_tensor *x, int to, wf_pending **pend
   wf_pending k = {.c = c};
   wf_span from;
   wf_status s = span_of(x, true, &k.from, &from);
-  if (s == WF_OK) s = c->ops->send(c, from, to, !pending, &k.request);
+  if (s == WF_OK)
+    s = leave && c->ops->leave ? c->ops->leave(c, from, to, &k.request)
+                               : c->ops->send(c, from, to, !pending, &k.request);
   if (s == WF_OK) {
     c->counts.messages++;
     c->counts.message_bytes += (int64_t)wf_span_bytes(from);
   }
   return finish(&k, s, start, pending);
+}
+
+wf_status wf_comm_send(wf_comm *c, const wf_tensor *x, int to, wf_pending **pending) {
+  return send(c, x, to, false, pending);
+}
+wf_status wf_comm_leave(wf_comm *c, const wf_tensor *x, int to, wf_pending **pending) {
+  return send(c, x, to, true, pending);
 }
 
 wf_status wf_comm_recv(wf_comm *c, wf_tensor *x, int from, wf_pending **pending) {

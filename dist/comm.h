@@ -76,6 +76,9 @@ const char *wf_comm_name(const wf_comm *c); /* "self", "threads", "mpi" */
 
 /* ---- between two ---- */
 wf_status wf_comm_send(wf_comm *c, const wf_tensor *x, int to, wf_pending **pending);
+/* The same, but a small message is copied, so that who is ahead does not wait for the receiver: *pending is
+ * NULL. */
+wf_status wf_comm_leave(wf_comm *c, const wf_tensor *x, int to, wf_pending **pending);
 wf_status wf_comm_recv(wf_comm *c, wf_tensor *x, int from, wf_pending **pending);
 
 /* ---- of all ---- */

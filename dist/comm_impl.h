@@ -21,6 +21,8 @@ typedef struct wf_span { /* n elements in host memory */
 
 typedef struct wf_comm_ops {
   wf_status (*send)(wf_comm *c, wf_span x, int to, bool now, wf_request **request);
+  /* The same where the sender goes on: of a copy nothing is left to do. NULL: send serves. */
+  wf_status (*leave)(wf_comm *c, wf_span x, int to, wf_request **request);
   wf_status (*recv)(wf_comm *c, wf_span x, int from, bool now, wf_request **request);
   wf_status (*broadcast)(wf_comm *c, wf_span x, int root, bool now, wf_request **request);
   wf_status (*all_reduce)(wf_comm *c, wf_span x, wf_reduce how, bool now, wf_request **request);

@@ -43,10 +43,22 @@ struct wf_request {
   } part[];
 };
 
+/* A message that nobody waits for: MPI reads the copy. */
+typedef struct letter {
+  struct letter *next;
+  MPI_Request request;
+  size_t bytes;
+  char x[];
+} letter;
+
+enum { LEFT = 4 << 20 }; /* bytes of such copies at a time */
+
 typedef struct mpi {
   wf_comm base;
   MPI_Comm comm;
   wf_request *under_way;
+  letter *first, **end; /* the oldest first */
+  size_t left;
 } mpi;
 
 static int live;        /* communicators */
@@ -132,8 +144,25 @@ static wf_status mpi_wait(wf_comm *c, wf_request *r) {
   return s;
 }
 
+/* Gives up the copies that are gone; `all`: waits for them. */
+static void drop_left(mpi *m, bool all) {
+  while (m->first) {
+    letter *x = m->first;
+    int done = 1;
+    if (all)
+      MPI_Wait(&x->request, MPI_STATUS_IGNORE);
+    else
+      MPI_Test(&x->request, &done, MPI_STATUS_IGNORE);
+    if (!done) return;
+    m->first = x->next;
+    m->left -= x->bytes;
+    wf_free(x);
+  }
+}
+
 /* A test of anything not yet done moves everything of this process. */
 static void mpi_poke(wf_comm *c) {
+  drop_left(of(c), false);
   for (const wf_request *r = of(c)->under_way; r; r = r->next)
     for (int i = 0; i < r->n; i++) {
       int done = 1;
@@ -198,6 +227,28 @@ static wf_status mpi_send(wf_comm *c, wf_span x, int to, bool now, wf_request **
   if (!now || x.n > c->most)
     return start_alone(c, (job){.kind = SEND, .peer = to, .mpi_tag = MESSAGE}, x, request);
   MPI_TRY(MPI_Send, x.p, (int)x.n, type_of(x.dtype), to, MESSAGE, of(c)->comm);
+  return WF_OK;
+}
+
+/* Open MPI may keep a sender waiting until the receiver comes, even for a message of a few hundred bytes. */
+static wf_status mpi_leave(wf_comm *c, wf_span x, int to, wf_request **request) {
+  mpi *m = of(c);
+  const size_t bytes = wf_span_bytes(x);
+  drop_left(m, false);
+  if (m->left + bytes > LEFT || x.n > c->most) return mpi_send(c, x, to, false, request);
+  letter *k;
+  WF_ALLOC(k, tag, sizeof *k + bytes);
+  *k = (letter){.bytes = bytes};
+  memcpy(k->x, x.p, bytes);
+  const int code = MPI_Isend(k->x, (int)x.n, type_of(x.dtype), to, MESSAGE, m->comm, &k->request);
+  if (code != MPI_SUCCESS) {
+    wf_free(k);
+    return failed(code, "MPI_Isend");
+  }
+  if (!m->first) m->end = &m->first;
+  *m->end = k;
+  m->end = &k->next;
+  m->left += bytes;
   return WF_OK;
 }
 
@@ -322,6 +373,7 @@ static wf_status mpi_barrier(wf_comm *c) {
 
 static void mpi_free(wf_comm *c) {
   mpi *m = of(c);
+  drop_left(m, true);
   MPI_Comm_free(&m->comm);
   live--;
   wf_free(m);
@@ -338,6 +390,7 @@ static wf_status mpi_split(wf_comm *c, int color, int key, wf_comm **out);
 
 static const wf_comm_ops mpi_ops = {
     .send = mpi_send,
+    .leave = mpi_leave,
     .recv = mpi_recv,
     .broadcast = mpi_broadcast,
     .all_reduce = mpi_all_reduce,

@@ -112,7 +112,7 @@ static wf_status move(exchange *e, int sender, int a, wf_tensor *from, int recei
   wf_tensor *y = p->rank == receiver ? slot_of(p, to, b) : NULL;
   if ((x && wf_is_poison(x)) || (y && wf_is_poison(y))) return wf_ctx_failure(e->c);
   if (x && y) return wf_op_run(e->c, &wf_op_copy, 1, &x, NULL, 1, &y, 0);
-  if (x) return wf_comm_send(p->dist->comm, x, receiver, &e->pending[e->n++]);
+  if (x) return wf_comm_leave(p->dist->comm, x, receiver, &e->pending[e->n++]);
   if (y) return wf_comm_recv(p->dist->comm, y, sender, &e->pending[e->n++]);
   return WF_OK;
 }

@@ -196,5 +196,5 @@ wf_status wf_seg_post(wf_seg_work *w, wf_tensor *x, int to) {
   if (wf_is_poison(flat)) return wf_ctx_failure(w->c);
   WF_TRY(wf_grow("dist", (void **)&w->sent, sizeof *w->sent, w->n_sent, &w->cap_sent));
   w->sent[w->n_sent] = NULL;
-  return wf_comm_send(w->p->dist->comm, flat, to, &w->sent[w->n_sent++]);
+  return wf_comm_leave(w->p->dist->comm, flat, to, &w->sent[w->n_sent++]);
 }
