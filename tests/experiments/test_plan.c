@@ -305,6 +305,12 @@ START_TEST(program) {
   json_decref(row);
   expect("plan c.yaml --vocab 40 --ranks 2 --tokens 64", 0, "predicted, not measured");
   expect("plan c.yaml --vocab 40 --link fast", 1, "100Gb/s,10us");
+  expect("plan c.yaml --vocab 40 --ranks 2 --flops 1G", 0, "link 12.5GB/s, 10 us");
+  expect("plan c.yaml --vocab 40 --ranks 2 --flops 1G --set parallel.link=1GB/s,3us", 0,
+         "link 1.00GB/s, 3 us");
+  expect("plan c.yaml --vocab 40 --flops 1G --link 2GB/s,4us --set parallel.link=fast", 0,
+         "link 2.00GB/s, 4 us");
+  expect("plan c.yaml --vocab 40 --flops 1G --set parallel.link=fast", 1, "parallel.link");
   expect("plan c.yaml --ranks 2", 1, "--vocab");
   expect("plan c.yaml --vocab 40 --memory 1G", 1, "--flops");
   expect("plan c.yaml --vocab 40 --flops 1G --ranks 3 --sequence 2", 1, "multiple");
