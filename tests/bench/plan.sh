@@ -4,9 +4,9 @@
 #     tests/bench/plan.sh [MIXER...]           (attention gla gated_deltanet mamba)
 #
 # 4 layers, d_model 256, T (4096) tokens a step: one sequence cut over the ranks, or RANKS sequences divided over them.
-# Ops are measured by a short step on one thread, the link (LINK) by weft train over two ranks. Prints ms of a step,
-# predicted and measured (the least of some), and their ratio. Where ranks share cores a rank is taken to compute so
-# much longer. SET: further keys, as in SET="parallel.layout=zigzag parallel.scan=log".
+# Ops are measured by short steps on one thread, for several ranks beside others that do the same on the other cores;
+# the link (LINK) by weft train over two ranks. Prints ms of a step, predicted and measured (the least of some), and
+# their ratio. Where ranks share cores a rank is taken to compute so much longer. SET: further keys, as in SET="parallel.layout=zigzag parallel.scan=log".
 set -euo pipefail
 weft=$(realpath "${WEFT:-build/weft}") T=${T:-4096} RANKS=${RANKS:-4} STEPS=${STEPS:-4} LINK=${LINK:-} CUTS=${CUTS:-sequence data}
 text=$(realpath "${DATA:-/usr/share/games/fortunes/computers}")
@@ -50,6 +50,17 @@ train() {
   exit 1
 }
 
+# plan SEQUENCE OTHERS: rows of JSON, measured beside OTHERS.
+plan() {
+  local i others=()
+  for ((i = 0; i < $2; i++)); do
+    "$weft" plan c.yaml --ranks 1 --sequence 1 --tokens "$T" "${set[@]}" >/dev/null &
+    others+=($!)
+  done
+  "$weft" plan c.yaml --ranks "$RANKS" --sequence "$1" --link "$LINK" --tokens "$T" "${set[@]}" --json
+  for i in "${others[@]}"; do wait "$i"; done
+}
+
 printf '%-16s %10s %10s %14s %14s %18s\n' mixer data sequence "predicted ms" "measured ms" "predicted/measured"
 for mixer in "${mixers[@]}"; do
   for cut in $CUTS; do
@@ -61,7 +72,8 @@ for mixer in "${mixers[@]}"; do
     fi
     along=1
     [ "$cut" = data ] || along=$RANKS
-    "$weft" plan c.yaml --ranks "$RANKS" --sequence "$along" --link "$LINK" --tokens "$T" "${set[@]}" --json >plan.json
+    plan "$along" 0 | head -1 >plan.json
+    plan "$along" $((cores < RANKS ? cores - 1 : RANKS - 1)) | tail -n +2 >>plan.json
     for ((ranks = 1; ranks <= RANKS; ranks *= 2)); do
       [ "$cut" = data ] || along=$ranks
       train "$ranks" "$along"
