@@ -1,9 +1,10 @@
 /* comm: messages between the ranks of a group, typed by tensors.
  *
- * A communicator is a header and a table of operations (comm_impl.h) with four implementations:
+ * A communicator is a header and a table of operations (comm_impl.h) with five implementations:
  *
  *   self      one rank                                                           comm_threads.c
  *   threads   ranks that are threads of one process: the simulator of the tests  comm_threads.c
+ *   virtual   ranks that are threads of several processes, which MPI connects    comm_threads.c, comm_far.c
  *   MPI       ranks that are processes, where this build has it                  comm_mpi.c
  *   paper     one rank of a group that is not there: counts what it would send   comm_paper.c
  *
@@ -16,11 +17,12 @@
  * communicator is for one thread at a time.
  *
  * Results do not depend on timing, and a reduction gives every rank the same bytes. Its order of additions is
- * that of the ranks among threads; with MPI it follows from the size of the group, the number of elements,
- * the type and whether the call has a pending. MAX and MIN are of numbers: what they make of a NaN is not
- * said. Errors: WF_EINVAL for ranks, shapes or types that do not fit (found on the rank that gives them, or
- * on the one that receives something else than it expects); WF_EDEVICE for a failure of the transport. After
- * one the ranks no longer agree on what comes next: the job should end.
+ * that of the ranks among threads and virtual ranks (on any number of processes); with MPI it follows from
+ * the size of the group, the number of elements, the type and whether the call has a pending. MAX and MIN are
+ * of numbers: what they make of a NaN is not said. Errors: WF_EINVAL for ranks, shapes or types that do not
+ * fit (found on the rank that gives them, or on the one that receives something else than it expects);
+ * WF_EDEVICE for a failure of the transport. After one the ranks no longer agree on what comes next: the job
+ * should end.
  */
 #ifndef WF_DIST_COMM_H
 #define WF_DIST_COMM_H
@@ -40,6 +42,12 @@ typedef enum wf_reduce { WF_REDUCE_SUM, WF_REDUCE_MAX, WF_REDUCE_MIN } wf_reduce
 wf_status wf_comm_self(wf_comm **out);
 /* out[n]: rank i is for thread i alone. Freed one by one, in any order and thread. */
 wf_status wf_comm_threads(int n, wf_comm **out);
+/* Virtual ranks: `each` of every one of `processes` (of wf_comm_mpi or wf_comm_self), as threads; rank
+ * i of process p is rank p * each + i of the group, and out[i] is for its thread alone. What any call gives
+ * is the same, byte for byte, whatever the number of processes. All processes call, and nobody uses
+ * `processes` or any other group of MPI's until every one of these is freed, which all processes do together.
+ */
+wf_status wf_comm_virtual(wf_comm *processes, int each, wf_comm **out);
 /* All processes that mpirun started; to be used by the main thread only. Initialises MPI at the first call of
  * a process. At exit MPI is ended if every communicator was freed; otherwise the rank has failed, and mpirun,
  * which sees that it left without, ends the others. Errors: WF_EUNSUPPORTED with a hint where this build has
@@ -72,7 +80,7 @@ void wf_comm_free(wf_comm *c);
 int wf_comm_rank(const wf_comm *c);
 int wf_comm_size(const wf_comm *c);
 int wf_comm_local_size(const wf_comm *c);   /* ranks of the group on this host */
-const char *wf_comm_name(const wf_comm *c); /* "self", "threads", "mpi" */
+const char *wf_comm_name(const wf_comm *c); /* "self", "threads", "virtual", "mpi" */
 
 /* ---- between two ---- */
 wf_status wf_comm_send(wf_comm *c, const wf_tensor *x, int to, wf_pending **pending);

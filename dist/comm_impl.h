@@ -52,6 +52,9 @@ struct wf_comm { /* first in each transport's own struct */
  * same wf_comm_threads; their calls fail with `why`. */
 void wf_comm_threads_stop(wf_comm *c, const char *why);
 
+/* The MPI_Comm behind `c`, as a pointer to it; NULL where it is of another kind. */
+void *wf_comm_mpi_handle(wf_comm *c);
+
 /* The MPI tags of messages and of the runs of an all_to_all, which comm_mpi.c makes of messages. */
 enum { WF_COMM_MPI_MESSAGE = 1, WF_COMM_MPI_RUN = 2 };
 

@@ -416,6 +416,10 @@ static wf_status measure(mpi *m) {
   return WF_OK;
 }
 
+void *wf_comm_mpi_handle(wf_comm *c) {
+  return c->ops == &mpi_ops ? &of(c)->comm : NULL;
+}
+
 /* A group of those of `from` that gave the same colour. */
 static wf_status group_make(MPI_Comm from, int color, int key, wf_comm **out) {
   mpi *m;
@@ -454,7 +458,7 @@ wf_status wf_comm_mpi(wf_comm **out) {
   if (have) {
     MPI_TRY(MPI_Query_thread, &level);
   } else {
-    MPI_TRY(MPI_Init_thread, NULL, NULL, MPI_THREAD_FUNNELED, &level);
+    MPI_TRY(MPI_Init_thread, NULL, NULL, MPI_THREAD_SERIALIZED, &level); /* comm_far.c needs it */
     initiator = getpid();
     if (atexit(finalize) != 0) return WF_FAIL(WF_ENOMEM, "MPI: no room for what ends it at exit");
   }

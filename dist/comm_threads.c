@@ -13,20 +13,28 @@
  *
  * All groups that come from one wf_comm_threads share a world, whose one lock guards everything but the
  * elements.
+ *
+ * Virtual ranks are the same with the world's ranks in several processes: letters to other processes go by
+ * comm_far.h, a letter to several ranks of one process once. What a rank adds, and in which order, is what it
+ * would be in one process. A send to another process is done at once, and who waits there in vain is told
+ * nothing: that is the watch's part (watch.h).
  */
-#include "dist/comm_impl.h"
+#include "dist/comm_far.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "core/memory.h"
 
 static const char tag[] = "communicator";
 
 typedef struct load { /* elements on their way, shared by the letters of one call */
   atomic_int refs;
+  char call[WF_FAR_CALL]; /* of a letter that comes from another process */
   _Alignas(64) char bytes[];
 } load;
 
@@ -45,6 +53,8 @@ typedef struct box {
 
 enum { PAIR, COLLECTIVE, N_KINDS };
 
+typedef struct hub hub;
+
 typedef struct world {
   pthread_mutex_t lock;
   pthread_cond_t news;
@@ -54,14 +64,21 @@ typedef struct world {
   int64_t n_news;
   char stopped[200]; /* why nobody may wait any more */
   int *held;         /* [ranks of the world] communicators each holds */
+  int process, each; /* this process; ranks of one, of which process p has p * each and those that follow */
+  wf_far *far;       /* NULL: there are no others */
+  hub *hubs;
+  int64_t n_hubs; /* ever */
 } world;
 
-typedef struct hub { /* a group */
+struct hub { /* a group, of which this process holds some ranks */
   world *world;
-  int n, refs;
-  bool *left; /* [n] has freed its communicator */
-  box *boxes; /* [kind, from, to] */
-} hub;
+  hub *next;
+  int64_t id;   /* the same in every process */
+  int n, refs;  /* ranks; communicators here */
+  int *members; /* [n] their ranks in the world */
+  bool *left;   /* [n] has freed its communicator */
+  box *boxes;   /* [kind, from, to] */
+};
 
 typedef struct threads {
   wf_comm base;
@@ -100,6 +117,13 @@ static box *box_of(hub *h, int kind, int from, int to) {
   return &h->boxes[((int64_t)kind * h->n + from) * h->n + to];
 }
 
+static int process_of(const hub *h, int rank) {
+  return h->members[rank] / h->world->each;
+}
+static bool is_here(const hub *h, int rank) {
+  return process_of(h, rank) == h->world->process;
+}
+
 /* ---- waiting; the lock is held ---- */
 
 static void announce(world *w) {
@@ -108,13 +132,40 @@ static void announce(world *w) {
   pthread_cond_broadcast(&w->news);
 }
 
+static void stop(world *w, const char *why) {
+  if (!w->stopped[0]) snprintf(w->stopped, sizeof w->stopped, "%s", why);
+  announce(w);
+}
+
+/* Moves letters between processes. */
+static void progress(world *w) {
+  if (wf_far_progress(w->far) != WF_OK) stop(w, wf_error_message());
+}
+
+/* Where letters may come from other processes nobody tells us that they have: whoever waits asks, first in
+ * quick succession. */
+static void await_far(world *w, int64_t asked) {
+  enum { QUICK = 200, PAUSE = 50000 /* ns */ };
+  if (asked < QUICK) {
+    pthread_mutex_unlock(&w->lock);
+    sched_yield();
+    pthread_mutex_lock(&w->lock);
+    return;
+  }
+  struct timespec until;
+  clock_gettime(CLOCK_MONOTONIC, &until);
+  until.tv_nsec += PAUSE;
+  if (until.tv_nsec >= 1000000000) until.tv_nsec -= 1000000000, until.tv_sec++;
+  pthread_cond_timedwait(&w->news, &w->lock, &until);
+}
+
 /* Until there is news. Fails where there will be none: another rank stopped, `peer` left, or all wait. */
 static wf_status await_news(threads *t, const char *call, int peer) {
   world *w = t->hub->world;
   const int rank = t->base.rank;
   if (!w->stopped[0] && t->hub->left[peer])
     return WF_FAIL(WF_EDEVICE, "%s: rank %d waits for rank %d, which has left the group", call, rank, peer);
-  if (!w->stopped[0] && ++w->waiting == w->alive) {
+  if (!w->stopped[0] && ++w->waiting == w->alive && !w->far) {
     snprintf(w->stopped, sizeof w->stopped,
              "%d rank%s wait%s for each other (rank %d of %d: %s, for rank %d)", w->alive,
              w->alive == 1 ? "" : "s", w->alive == 1 ? "s" : "", rank, t->hub->n, call, peer);
@@ -122,13 +173,16 @@ static wf_status await_news(threads *t, const char *call, int peer) {
   }
   if (w->stopped[0])
     return WF_FAIL(WF_EDEVICE, "%s: rank %d waits for rank %d in vain: %s", call, rank, peer, w->stopped);
-  for (const int64_t seen = w->n_news; w->n_news == seen;) pthread_cond_wait(&w->news, &w->lock);
+  const int64_t seen = w->n_news;
+  for (int64_t asked = 0; w->n_news == seen; asked++) {
+    if (!w->far) {
+      pthread_cond_wait(&w->news, &w->lock);
+      continue;
+    }
+    progress(w);
+    if (w->n_news == seen) await_far(w, asked);
+  }
   return WF_OK;
-}
-
-static void stop(world *w, const char *why) {
-  if (!w->stopped[0]) snprintf(w->stopped, sizeof w->stopped, "%s", why);
-  announce(w);
 }
 
 void wf_comm_threads_stop(wf_comm *c, const char *why) {
@@ -153,16 +207,100 @@ static wf_status load_make(wf_span x, load **out) {
   return WF_OK;
 }
 
-/* Posts x, which lies in the load. The lock is held. */
-static wf_status post(threads *t, int kind, const char *call, int to, load *l, wf_span x) {
+/* The lock is held, here and below. */
+static wf_status put(box *b, int64_t number, const char *call, load *l, wf_span x) {
   letter *m;
   WF_CALLOC(m, tag, 1);
-  box *b = box_of(t->hub, kind, t->base.rank, to);
-  *m = (letter){.number = b->sent++, .call = call, .load = l, .x = x};
+  *m = (letter){.number = number, .call = call, .load = l, .x = x};
   atomic_fetch_add(&l->refs, 1);
   *(b->last ? &b->last->next : &b->first) = m;
   b->last = m;
   return WF_OK;
+}
+
+/* To the process of rank `to`, and there for all ranks of the group where `all`. */
+static wf_status post_far(threads *t, int kind, const char *call, int to, bool all, load *l, wf_span x) {
+  wf_far_letter f = {.hub = t->hub->id,
+                     .n = x.n,
+                     .most = t->base.most,
+                     .kind = kind,
+                     .from = t->base.rank,
+                     .to = all ? -1 : to,
+                     .dtype = x.dtype};
+  snprintf(f.call, sizeof f.call, "%s", call);
+  for (int i = 0; i < to && all; i++)
+    if (process_of(t->hub, i) == process_of(t->hub, to)) return WF_OK; /* has it already */
+  atomic_fetch_add(&l->refs, 1);
+  const wf_status s = wf_far_send(t->hub->world->far, process_of(t->hub, to), &f, x.p, l);
+  if (s != WF_OK) atomic_fetch_sub(&l->refs, 1);
+  return s;
+}
+
+/* Posts x, which lies in the load, to rank `to`; `all`: the same goes to every rank. */
+static wf_status post(threads *t, int kind, const char *call, int to, bool all, load *l, wf_span x) {
+  if (!is_here(t->hub, to)) return post_far(t, kind, call, to, all, l, x);
+  box *b = box_of(t->hub, kind, t->base.rank, to);
+  return put(b, b->sent++, call, l, x);
+}
+
+/* ---- letters from other processes: numbered as they come, put where they belong when all of them is there
+ * ---- */
+
+typedef struct parcel {
+  wf_far_letter letter;
+  load *load;
+  int64_t number[]; /* [ranks of the group] of those here that it is for */
+} parcel;
+
+static hub *hub_find(const world *w, int64_t id) {
+  hub *h = w->hubs;
+  while (h && h->id != id) h = h->next;
+  return h;
+}
+
+static bool is_for(const hub *h, const wf_far_letter *l, int rank) {
+  return is_here(h, rank) && (l->to < 0 || l->to == rank);
+}
+
+static wf_status far_comes(void *arg, const wf_far_letter *l, void **handle, void **into) {
+  hub *h = hub_find(arg, l->hub); /* NULL: everyone here has left it */
+  const wf_span x = {NULL, (wf_dtype)l->dtype, l->n};
+  parcel *p = NULL;
+  WF_ALLOC(p, tag, sizeof *p + (h ? (size_t)h->n * sizeof p->number[0] : 0));
+  p->letter = *l;
+  p->load = wf_alloc(tag, sizeof *p->load + wf_span_bytes(x));
+  if (!p->load) {
+    wf_free(p);
+    return WF_ENOMEM;
+  }
+  atomic_init(&p->load->refs, 1);
+  memcpy(p->load->call, l->call, sizeof p->load->call);
+  for (int i = 0; h && i < h->n; i++)
+    if (is_for(h, l, i)) p->number[i] = box_of(h, l->kind, l->from, i)->sent++;
+  *handle = p;
+  *into = p->load->bytes;
+  return WF_OK;
+}
+
+static wf_status far_came(void *arg, void *handle) {
+  world *w = arg;
+  parcel *p = handle;
+  const wf_far_letter *l = &p->letter;
+  hub *h = hub_find(w, l->hub);
+  wf_status s = WF_OK;
+  for (int i = 0; h && i < h->n && s == WF_OK; i++)
+    if (is_for(h, l, i))
+      s = put(box_of(h, l->kind, l->from, i), p->number[i], p->load->call, p->load,
+              (wf_span){p->load->bytes, (wf_dtype)l->dtype, l->n});
+  load_drop(p->load);
+  wf_free(p);
+  announce(w);
+  return s;
+}
+
+static void far_sent(void *arg, void *handle) {
+  (void)arg;
+  load_drop(handle);
 }
 
 static letter *take(box *b, int64_t number) {
@@ -267,9 +405,11 @@ static wf_status threads_send(wf_comm *c, wf_span x, int to, bool now, wf_reques
   if (s == WF_OK) {
     x.p = l->bytes;
     pthread_mutex_lock(&t->hub->world->lock);
-    r->to = to;
-    r->number = box_of(t->hub, PAIR, c->rank, to)->sent;
-    s = post(t, PAIR, "recv", to, l, x);
+    if (is_here(t->hub, to)) {
+      r->to = to;
+      r->number = box_of(t->hub, PAIR, c->rank, to)->sent;
+    }
+    s = post(t, PAIR, "recv", to, false, l, x);
     announce(t->hub->world);
     pthread_mutex_unlock(&t->hub->world->lock);
     load_drop(l);
@@ -311,7 +451,8 @@ static wf_status exchange(wf_comm *c, const char *call, const wf_span *x, const 
     for (int i = 0; i < c->size && s == WF_OK; i++) {
       if (l) {
         const wf_span all = {l->bytes, x->dtype, x->n};
-        s = post(t, COLLECTIVE, call, i, l, send ? wf_span_part(all, wf_sum_counts(send, i), send[i]) : all);
+        s = post(t, COLLECTIVE, call, i, !send, l,
+                 send ? wf_span_part(all, wf_sum_counts(send, i), send[i]) : all);
       }
       if (root < 0 || i == root)
         start(t, r, i, recv ? wf_span_part(out, wf_sum_counts(recv, i), recv[i]) : out,
@@ -359,13 +500,18 @@ static wf_status threads_barrier(wf_comm *c) {
   return threads_wait(c, r);
 }
 
+/* Letters need no help, but those between processes do. */
 static void threads_poke(wf_comm *c) {
-  (void)c; /* letters need no help */
+  world *w = of(c)->hub->world;
+  if (!w->far || pthread_mutex_trylock(&w->lock) != 0) return;
+  progress(w);
+  pthread_mutex_unlock(&w->lock);
 }
 
 /* ---- making and ending ---- */
 
 static void world_free(world *w) {
+  wf_far_close(w->far, !w->stopped[0]);
   pthread_mutex_destroy(&w->lock);
   pthread_cond_destroy(&w->news);
   wf_free(w->held);
@@ -373,6 +519,9 @@ static void world_free(world *w) {
 }
 
 static void hub_free(hub *h) {
+  hub **at = &h->world->hubs;
+  while (*at && *at != h) at = &(*at)->next;
+  if (*at) *at = h->next;
   for (int64_t i = 0; h->boxes && i < (int64_t)N_KINDS * h->n * h->n; i++)
     for (letter *m = h->boxes[i].first, *next; m; m = next) {
       next = m->next;
@@ -381,21 +530,30 @@ static void hub_free(hub *h) {
     }
   wf_free(h->boxes);
   wf_free(h->left);
+  wf_free(h->members);
   wf_free(h);
 }
 
-static wf_status hub_make(world *w, int n, hub **out) {
+/* Of these n ranks of the world (NULL: all of them). */
+static wf_status hub_make(world *w, int64_t id, int n, const int *members, hub **out) {
   hub *h = NULL;
   WF_CALLOC(h, tag, 1);
   h->world = w;
-  h->n = h->refs = n;
+  h->id = id;
+  h->n = n;
+  h->members = wf_alloc(tag, (size_t)n * sizeof *h->members);
   h->left = wf_calloc(tag, (size_t)n, sizeof *h->left);
   h->boxes = wf_calloc(tag, (size_t)N_KINDS * (size_t)n * (size_t)n, sizeof *h->boxes);
-  if (!h->left || !h->boxes) {
+  if (!h->left || !h->boxes || !h->members) {
     hub_free(h);
     return WF_ENOMEM;
   }
-  *out = h;
+  for (int i = 0; i < n; i++) {
+    h->members[i] = members ? members[i] : i;
+    h->refs += is_here(h, i);
+  }
+  h->next = w->hubs;
+  *out = w->hubs = h;
   return WF_OK;
 }
 
@@ -415,9 +573,13 @@ static void threads_free(wf_comm *c) {
 }
 
 static void threads_abort(wf_comm *c, int code) {
-  (void)c;
+  world *w = of(c)->hub->world;
   fflush(stdout);
   fflush(stderr);
+  if (w->far) {
+    pthread_mutex_lock(&w->lock);
+    wf_far_abort(code);
+  }
   _Exit(code);
 }
 
@@ -439,10 +601,22 @@ static const wf_comm_ops threads_ops = {
     .abort = threads_abort,
 };
 
+static int on_this_host(const hub *h) {
+  const wf_far *far = h->world->far;
+  int n = 0;
+  for (int i = 0; i < h->n; i++) n += !far || wf_far_is_near(far, process_of(h, i));
+  return n;
+}
+
 static wf_status rank_make(hub *h, int rank, int world_rank, const char *name, wf_comm **out) {
   threads *t;
   WF_CALLOC(t, tag, 1);
-  t->base = (wf_comm){.ops = &threads_ops, .name = name, .rank = rank, .size = h->n, .local_size = h->n};
+  t->base = (wf_comm){.ops = &threads_ops,
+                      .name = name,
+                      .rank = rank,
+                      .size = h->n,
+                      .local_size = on_this_host(h),
+                      .most = WF_FAR_MOST};
   t->hub = h;
   t->world_rank = world_rank;
   pthread_mutex_lock(&h->world->lock);
@@ -453,24 +627,35 @@ static wf_status rank_make(hub *h, int rank, int world_rank, const char *name, w
   return WF_OK;
 }
 
-static wf_status make(int n, const char *name, wf_comm **out) {
+/* This process's ranks: each of the processes, or n alone. */
+static wf_status make(wf_comm *processes, int n, const char *name, wf_comm **out) {
   world *w;
   hub *h = NULL;
+  const int many = processes ? wf_comm_size(processes) : 1, process = processes ? wf_comm_rank(processes) : 0;
   int made = 0;
   if (n < 1) return WF_FAIL(WF_EINVAL, "a group of %d ranks", n);
   WF_CALLOC(w, tag, 1);
+  w->process = process;
+  w->each = n;
+  pthread_condattr_t clock;
+  pthread_condattr_init(&clock);
+  pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
   pthread_mutex_init(&w->lock, NULL);
-  pthread_cond_init(&w->news, NULL);
-  w->held = wf_calloc(tag, (size_t)n, sizeof *w->held);
-  wf_status s = w->held ? hub_make(w, n, &h) : WF_ENOMEM;
+  pthread_cond_init(&w->news, &clock);
+  pthread_condattr_destroy(&clock);
+  w->held = wf_calloc(tag, (size_t)many * (size_t)n, sizeof *w->held);
+  wf_status s = w->held ? hub_make(w, 0, many * n, NULL, &h) : WF_ENOMEM;
+  if (many > 1) /* with every process, whatever happened here */
+    s = wf_far_open(processes, s, &(wf_far_sink){w, far_comes, far_came, far_sent}, &w->far);
   while (s == WF_OK && made < n) {
-    s = rank_make(h, made, made, name, &out[made]);
+    s = rank_make(h, process * n + made, process * n + made, name, &out[made]);
     made += s == WF_OK;
   }
   if (s == WF_OK) return WF_OK;
   if (h) h->refs = made;
   if (made == 0) {
     if (h) hub_free(h);
+    stop(w, "it could not be made");
     world_free(w);
   }
   while (made > 0) threads_free(out[--made]);
@@ -478,17 +663,23 @@ static wf_status make(int n, const char *name, wf_comm **out) {
 }
 
 wf_status wf_comm_threads(int n, wf_comm **out) {
-  return make(n, "threads", out);
+  return make(NULL, n, "threads", out);
 }
 
 wf_status wf_comm_self(wf_comm **out) {
-  return make(1, "self", out);
+  return make(NULL, 1, "self", out);
+}
+
+wf_status wf_comm_virtual(wf_comm *processes, int each, wf_comm **out) {
+  return make(processes, each, "virtual", out);
 }
 
 /* ---- splitting ---- */
 
 typedef struct place { /* what each rank tells the others */
-  int64_t color, key, hub;
+  int64_t color, key;
+  int64_t id;  /* of the group, should this rank be its first */
+  int64_t hub; /* where it is, in the first's process */
 } place;
 
 /* Everyone's place, in the order of the ranks; all[rank] is ours. */
@@ -505,29 +696,59 @@ static wf_status tell(wf_comm *c, place *all) {
   return s;
 }
 
-/* The first of each new group makes its hub, and tells the others where it is. */
-static wf_status threads_split(wf_comm *c, int color, int key, wf_comm **out) {
-  threads *t = of(c);
-  place *all;
-  WF_CALLOC(all, tag, c->size);
-  place *own = &all[c->rank];
-  *own = (place){.color = color, .key = key};
-  int rank = 0, n = 0, first = -1;
-  hub *h = NULL;
-  wf_status s = tell(c, all);
-  for (int i = 0; i < c->size; i++) {
+/* The ranks of our colour in their new order; `who` in the old group. Returns how many. */
+static int order(const place *all, int size, int64_t color, int *who) {
+  int n = 0;
+  for (int i = 0; i < size; i++) {
     if (all[i].color != color) continue;
-    n++;
-    rank += all[i].key < key || (all[i].key == key && i < c->rank);
-    if (first < 0 || all[i].key < all[first].key) first = i;
+    int at = n++;
+    for (; at > 0 && all[who[at - 1]].key > all[i].key; at--) who[at] = who[at - 1];
+    who[at] = i;
   }
-  wf_status made = s == WF_OK && rank == 0 ? hub_make(t->hub->world, n, &h) : WF_OK;
+  return n;
+}
+
+/* The first of a new group in each process makes its hub there, and tells the others where it is. */
+static wf_status split_into(threads *t, place *all, int *who, int *members, wf_comm **out) {
+  world *w = t->hub->world;
+  place *own = &all[t->base.rank];
+  hub *h = NULL;
+  pthread_mutex_lock(&w->lock);
+  own->id = (int64_t)(w->process + 1) << 32 | ++w->n_hubs;
+  pthread_mutex_unlock(&w->lock);
+  WF_TRY(tell(&t->base, all));
+  const int n = order(all, t->base.size, own->color, who);
+  int rank = 0, first = n;
+  for (int i = n; i-- > 0;) {
+    members[i] = t->hub->members[who[i]];
+    if (who[i] == t->base.rank) rank = i;
+    if (is_here(t->hub, who[i])) first = i;
+  }
+  wf_status made = WF_OK;
+  if (rank == first) {
+    pthread_mutex_lock(&w->lock);
+    made = hub_make(w, all[who[0]].id, n, members, &h);
+    pthread_mutex_unlock(&w->lock);
+  }
   own->hub = (int64_t)(intptr_t)h;
-  if (s == WF_OK) s = tell(c, all);
-  if (s == WF_OK) s = made;
-  if (s == WF_OK && !(h = (hub *)(intptr_t)all[first].hub))
-    s = WF_FAIL(WF_ENOMEM, "split: rank %d could not make the group", first);
-  if (s == WF_OK) s = rank_make(h, rank, t->world_rank, c->name, out);
+  WF_TRY(tell(&t->base, all));
+  WF_TRY(made);
+  if (!(h = (hub *)(intptr_t)all[who[first]].hub))
+    return WF_FAIL(WF_ENOMEM, "split: rank %d could not make the group", who[first]);
+  WF_TRY(rank_make(h, rank, t->world_rank, t->base.name, out));
+  (*out)->most = t->base.most;
+  return WF_OK;
+}
+
+static wf_status threads_split(wf_comm *c, int color, int key, wf_comm **out) {
+  place *all = wf_calloc(tag, (size_t)c->size, sizeof *all);
+  int *who = wf_calloc(tag, 2 * (size_t)c->size, sizeof *who);
+  wf_status s = all && who ? WF_OK : WF_ENOMEM;
+  if (s == WF_OK) {
+    all[c->rank] = (place){.color = color, .key = key};
+    s = split_into(of(c), all, who, who + c->size, out);
+  }
   wf_free(all);
+  wf_free(who);
   return s == WF_OK ? s : wf_frame_at(__FILE__, __LINE__, __func__, s);
 }

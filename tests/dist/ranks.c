@@ -20,7 +20,8 @@ typedef struct rank {
 
 static _Thread_local rank *now; /* the rank that this thread is */
 static wf_comm *processes;      /* under mpirun */
-static int runs;                /* bodies that ran under mpirun */
+static int each; /* virtual ranks of a process under mpirun (WEFT_TEST_VIRTUAL); 0: processes are ranks */
+static int runs; /* bodies that ran under mpirun */
 
 void wf_rank_fail(const char *file, int line, const char *fmt, ...) {
   rank *r = now;
@@ -35,7 +36,7 @@ void wf_rank_fail(const char *file, int line, const char *fmt, ...) {
   r->failed = true;
   if (processes) {
     fprintf(stderr, "%s\n", r->why);
-    wf_comm_abort(processes, 1);
+    wf_comm_abort(each ? r->comm : processes, 1);
   }
   wf_comm_threads_stop(r->comm, r->why);
   pthread_exit(NULL);
@@ -62,15 +63,18 @@ static void run_process(int n, void (*body)(wf_comm *c, void *arg), void *arg) {
 }
 
 void wf_ranks_run(int n, void (*body)(wf_comm *c, void *arg), void *arg) {
-  if (processes) {
+  if (processes && !each) {
     run_process(n, body, arg);
     return;
   }
+  if (processes && n != wf_ranks_launched()) return;
+  if (processes) n = each, runs++;
   rank *ranks = calloc((size_t)n, sizeof *ranks);
   wf_comm **comms = calloc((size_t)n, sizeof(wf_comm *));
   pthread_t *threads = calloc((size_t)n, sizeof *threads);
   ck_assert(ranks && comms && threads);
-  ck_assert_msg(wf_comm_threads(n, comms) == WF_OK, "%s", wf_error_message());
+  const wf_status made = processes ? wf_comm_virtual(processes, n, comms) : wf_comm_threads(n, comms);
+  ck_assert_msg(made == WF_OK, "%s", wf_error_message());
   for (int i = 0; i < n; i++) {
     ranks[i] = (rank){.comm = comms[i], .body = body, .arg = arg};
     ck_assert_int_eq(pthread_create(&threads[i], NULL, thread, &ranks[i]), 0);
@@ -92,7 +96,7 @@ void wf_ranks_run(int n, void (*body)(wf_comm *c, void *arg), void *arg) {
 }
 
 int wf_ranks_launched(void) {
-  return processes ? wf_comm_size(processes) : 0;
+  return processes ? wf_comm_size(processes) * (each ? each : 1) : 0;
 }
 
 int wf_ranks_main(Suite *(*make)(void)) {
@@ -101,10 +105,12 @@ int wf_ranks_main(Suite *(*make)(void)) {
     fprintf(stderr, "%s\n  hint: %s\n", wf_error_message(), wf_error_hint());
     return 1;
   }
+  const char *virtual = getenv("WEFT_TEST_VIRTUAL");
+  if (virtual) each = atoi(virtual);
   setenv("CK_FORK", "no", 1);
   omp_set_num_threads(1);
   const int failed = wf_check_main(make);
-  if (runs == 0) fprintf(stderr, "no test of this program is for %d ranks\n", wf_comm_size(processes));
+  if (runs == 0) fprintf(stderr, "no test of this program is for %d ranks\n", wf_ranks_launched());
   const bool good = failed == 0 && runs > 0;
   if (!good) wf_comm_abort(processes, 1);
   wf_comm_free(processes);

@@ -11,6 +11,8 @@
  * and runs of another size than mpirun's are left out (a program in which none fits fails). `arg` is shared
  * by the threads: a body only reads it, or writes at its rank.
  *
+ * With WEFT_TEST_VIRTUAL=K each process of mpirun has K ranks, its threads (wf_comm_virtual).
+ *
  * A body must not use ck_assert: Check leaves a failed test by a longjmp when it does not fork, which may not
  * cross threads, and other ranks would wait for this one. WF_RANK_ASSERT and WF_RANK_OK end the rank; the
  * ranks that wait for it fail too, and wf_ranks_run fails the test in the main thread with the first message
@@ -25,7 +27,7 @@
 
 void wf_ranks_run(int n, void (*body)(wf_comm *c, void *arg), void *arg);
 
-/* The ranks of mpirun, or 0 where ranks are threads. */
+/* The ranks of mpirun, or 0 where ranks are threads of one process. */
 int wf_ranks_launched(void);
 
 _Noreturn void wf_rank_fail(const char *file, int line, const char *fmt, ...) WF_PRINTF(3, 4);

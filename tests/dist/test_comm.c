@@ -77,6 +77,36 @@ START_TEST(order) {
 }
 END_TEST
 
+/* Element i of rank r, of very different sizes. */
+static double uneven_size(int r, int i) {
+  return ldexp(1 + value(r, i) / 128, (i * 5 + r * 11) % 40);
+}
+
+/* Threads and virtual ranks add in the order of the ranks, whatever the number of processes. */
+static void check_order(wf_comm *c, bench *b, const float *sum, int n) {
+  const int size = wf_comm_size(c), rank = wf_comm_rank(c);
+  const int64_t all = (int64_t)n * size, own = n;
+  int64_t counts[MAX_RANKS];
+  int other = 0; /* elements that another order would change */
+  wf_tensor *x = wf_empty(b->ctx, "test", WF_F32, 1, &all), *y = wf_empty(b->ctx, "test", WF_F32, 1, &own);
+  for (int r = 0; r < size; r++) {
+    counts[r] = n;
+    for (int i = 0; i < n; i++) put(x, (int64_t)r * n + i, uneven_size(rank, i));
+  }
+  WF_RANK_OK(wf_comm_reduce_scatter(c, x, counts, y, NULL));
+  for (int i = 0; i < n; i++) {
+    float up = (float)uneven_size(0, i), down = (float)uneven_size(size - 1, i);
+    for (int r = 1; r < size; r++) {
+      up += (float)uneven_size(r, i);
+      down += (float)uneven_size(size - 1 - r, i);
+    }
+    other += memcmp(&up, &down, sizeof up) != 0;
+    WF_RANK_ASSERT(memcmp(&up, &sum[i], sizeof up) == 0, "all_reduce: element %d is added otherwise", i);
+    WF_RANK_ASSERT((double)up == get(y, i), "reduce_scatter: element %d is added otherwise", i);
+  }
+  WF_RANK_ASSERT(size < 4 || other > n / 20, "only %d elements tell the order", other);
+}
+
 /* Sums of numbers of very different sizes: each rank gets the same bytes, and a second time the same again.
  */
 static void same_bytes(wf_comm *c, void *arg) {
@@ -89,8 +119,7 @@ static void same_bytes(wf_comm *c, void *arg) {
   wf_tensor *x[2], *every = wf_empty(b.ctx, "test", WF_F32, 1, &all);
   for (int k = 0; k < 2; k++) {
     x[k] = wf_empty(b.ctx, "test", WF_F32, 1, &n);
-    for (int i = 0; i < N; i++)
-      put(x[k], i, ldexp(1 + value(wf_comm_rank(c), i) / 128, (i * 5 + wf_comm_rank(c) * 11) % 40));
+    for (int i = 0; i < N; i++) put(x[k], i, uneven_size(wf_comm_rank(c), i));
     WF_RANK_OK(wf_comm_all_reduce(c, x[k], WF_REDUCE_SUM, NULL));
   }
   WF_RANK_ASSERT(memcmp(wf_data(x[0]), wf_data(x[1]), N * sizeof(float)) == 0, "two sums of the same differ");
@@ -98,6 +127,7 @@ static void same_bytes(wf_comm *c, void *arg) {
   for (int r = 0; r < wf_comm_size(c); r++)
     WF_RANK_ASSERT(memcmp((float *)wf_data(every) + r * N, wf_data(x[0]), N * sizeof(float)) == 0,
                    "rank %d has another sum", r);
+  if (strcmp(wf_comm_name(c), "mpi") != 0) check_order(c, &b, wf_data(x[0]), N);
   bench_close(&b);
 }
 
