@@ -111,7 +111,7 @@ static wf_status move(exchange *e, int sender, int a, wf_tensor *from, int recei
   wf_tensor *x = p->rank == sender ? slot_of(p, from, a) : NULL;
   wf_tensor *y = p->rank == receiver ? slot_of(p, to, b) : NULL;
   if ((x && wf_is_poison(x)) || (y && wf_is_poison(y))) return wf_ctx_failure(e->c);
-  if (x && y) return wf_op_run(e->c, &wf_op_copy, 1, &x, NULL, 1, &y, 0);
+  if (x && y) return wf_dist_copy(e->c, x, y, false);
   if (x) return wf_comm_leave(p->dist->comm, x, receiver, &e->pending[e->n++]);
   if (y) return wf_comm_recv(p->dist->comm, y, sender, &e->pending[e->n++]);
   return WF_OK;
@@ -179,13 +179,11 @@ static wf_status halo_vjp(const wf_vjp *g) {
   if (st == WF_OK && g->dout[1] && wf_part_owner(p, last) == p->rank) { /* what follows the piece */
     wf_tensor *from = slot_of(p, g->dout[1], wf_part_slot(p, last)),
               *to = slot_of(p, left, wf_part_slot(p, last));
-    st = wf_is_poison(from) || wf_is_poison(to) ? wf_ctx_failure(c)
-                                                : wf_op_run(c, &wf_op_copy, 1, &from, NULL, 1, &to, 0);
+    st = wf_dist_copy(c, from, to, false);
   }
   if (st == WF_OK && g->din[0] && !(g->add & 1)) st = wf_tensor_zero(g->din[0]);
   if (st == WF_OK && g->din[0]) st = all_tails(c, p, g->din[0], left, add_back);
-  if (st == WF_OK && g->din[1] && carry != g->din[1])
-    st = wf_op_run(c, &wf_op_copy, 1, &carry, NULL, 1, &g->din[1], 1);
+  if (st == WF_OK && g->din[1] && carry != g->din[1]) st = wf_dist_copy(c, carry, g->din[1], true);
   wf_scope_close(c, scope);
   return st;
 }

@@ -1,7 +1,5 @@
 /* hand and take: each is the other's gradient. */
 #include "dist/relay.h"
-#include "core/op.h"
-#include "core/ops.h"
 #include "dist/op_impl.h"
 
 typedef struct relay_attr {
@@ -10,12 +8,9 @@ typedef struct relay_attr {
 } relay_attr;
 
 wf_status wf_send_tensor(wf_ctx *c, wf_comm *comm, int to, wf_tensor *x) {
-  if (wf_is_contiguous(x)) return wf_comm_send(comm, x, to, NULL);
   wf_scope s = wf_scope_open(c);
-  wf_tensor *packed = wf_empty_like(c, "dist", x);
-  wf_status st =
-      wf_is_poison(packed) ? wf_ctx_failure(c) : wf_op_run(c, &wf_op_copy, 1, &x, NULL, 1, &packed, 0);
-  if (st == WF_OK) st = wf_comm_send(comm, packed, to, NULL);
+  wf_tensor *packed = wf_dist_packed(c, x);
+  wf_status st = wf_is_poison(packed) ? wf_ctx_failure(c) : wf_comm_leave(comm, packed, to, NULL);
   wf_scope_close(c, s);
   return st;
 }
@@ -25,7 +20,7 @@ wf_status wf_recv_tensor(wf_ctx *c, wf_comm *comm, int from, wf_tensor *x) {
   wf_scope s = wf_scope_open(c);
   wf_tensor *packed = wf_empty_like(c, "dist", x);
   wf_status st = wf_is_poison(packed) ? wf_ctx_failure(c) : wf_comm_recv(comm, packed, from, NULL);
-  if (st == WF_OK) st = wf_op_run(c, &wf_op_copy, 1, &packed, NULL, 1, &x, 0);
+  if (st == WF_OK) st = wf_dist_copy(c, packed, x, false);
   wf_scope_close(c, s);
   return st;
 }
@@ -46,8 +41,7 @@ static wf_status hand_vjp(const wf_vjp *g) {
       g->din[1] ? g->din[1] : wf_empty(g->ctx, "dist", g->in[1]->dtype, g->in[1]->ndim, g->in[1]->shape);
   wf_status st =
       wf_is_poison(dS) ? wf_ctx_failure(g->ctx) : wf_recv_tensor(g->ctx, a->comm, (int)a->peer, dS);
-  if (st == WF_OK && g->din[0])
-    st = wf_op_run(g->ctx, &wf_op_copy, 1, (wf_tensor *[]){g->dout[0]}, NULL, 1, g->din, g->add & 1);
+  if (st == WF_OK && g->din[0]) st = wf_dist_copy(g->ctx, g->dout[0], g->din[0], g->add & 1);
   wf_scope_close(g->ctx, s);
   return st;
 }
@@ -84,7 +78,7 @@ static wf_tensor *tie_view(const wf_call *call) {
 static wf_status tie_vjp(const wf_vjp *g) {
   if (g->din[1] && !(g->add & 2)) WF_TRY(wf_tensor_zero(g->din[1]));
   if (!g->din[0]) return WF_OK;
-  return wf_op_run(g->ctx, &wf_op_copy, 1, (wf_tensor *[]){g->dout[0]}, NULL, 1, g->din, g->add & 1);
+  return wf_dist_copy(g->ctx, g->dout[0], g->din[0], g->add & 1);
 }
 
 static const wf_op op_tie = {.name = "tie",
