@@ -15,6 +15,12 @@ static double steps(int64_t P) {
   return (double)k;
 }
 
+void wf_cost_serial(wf_cost *c, int64_t shards, double efficiency) {
+  if (c->serial > 0 && c->serial <= efficiency) return;
+  c->serial = efficiency;
+  c->shards = shards;
+}
+
 double wf_cost_messages(const wf_cost *c, int64_t messages, double n) {
   return (double)messages * c->latency + n / c->bandwidth;
 }

@@ -31,6 +31,10 @@ typedef struct wf_cost {
   /* What the scans so far took, in seconds of this rank: by the formulas, and waited for in fact. */
   double predicted, waited;
   int64_t scans;
+  /* Of the serial mixers so far the one that keeps ranks least busy: the part of their time that it does (0:
+   * none ran), and the shards it is divided into, 0 where ranks take turns. */
+  double serial;
+  int64_t shards;
 } wf_cost;
 
 /* Of ranks of one machine, until they are measured. */
@@ -39,6 +43,9 @@ wf_cost wf_cost_default(void);
  * that the next run chooses alike, and with the threads that rank 0 has set in *c. All ranks call and get the
  * same. */
 wf_status wf_cost_calibrate(wf_comm *comm, wf_cost *c);
+
+/* Notes a serial mixer. */
+void wf_cost_serial(wf_cost *c, int64_t shards, double efficiency);
 
 double wf_cost_messages(const wf_cost *c, int64_t messages, double n); /* of n bytes in all */
 double wf_cost_all_reduce(const wf_cost *c, int64_t P, double n);

@@ -34,6 +34,18 @@ typedef struct wf_exchange {
   bool holes;                        /* some rows of y are nobody's, and 0 */
 } wf_exchange;
 
+/* Makes a plan. Every rank routes the same rows in the same order: by their receivers, and those of one by
+ * their place in its result; what does not touch this rank may be left out. */
+typedef struct wf_exchange_router {
+  wf_exchange *plan;
+  int rank; /* this one */
+  size_t cap_send, cap_recv, cap_from, cap_to;
+} wf_exchange_router;
+/* n rows of the pool of rank `from` go to rank `to`, from row `at` of its result on. */
+wf_status wf_exchange_route(wf_exchange_router *r, int from, int to, int64_t row, int64_t at, int64_t n);
+void wf_exchange_routed(wf_exchange_router *r); /* all of them; pool and rows are the caller's to set */
+void wf_exchange_free(wf_exchange *e);          /* what the plan points to */
+
 enum { WF_EXCHANGE_MOST = 4 }; /* tensors at once */
 
 /* x[n] [pool, (heads,) ...] -> y[n] [rows, (heads,) ...], 1 <= n <= 4. `e` lives until the backward. */

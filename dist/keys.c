@@ -3,7 +3,6 @@
 #include "core/memory.h"
 #include "dist/keys_impl.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 /* ---- the map ---- */
@@ -56,14 +55,11 @@ static wf_status make_map(wf_part *p) {
 }
 
 static void free_plan(wf_made_plan *x) {
-  wf_exchange *e = &x->plan.move;
-  wf_free(e->send);
-  wf_free(e->recv);
-  wf_free(e->own_from);
-  wf_free(e->own_to);
+  wf_exchange_free(&x->plan.move);
   wf_free(x->plan.span);
   wf_free(x->plan.pos);
   wf_ring_plan_free(&x->ring);
+  wf_shards_free(&x->shards);
   wf_free(x);
 }
 
@@ -235,45 +231,17 @@ typedef struct builder {
   const wf_key_map *m;
   const wf_keys *k;
   wf_keys_plan *plan;
-  size_t cap_send, cap_recv, cap_from, cap_to;
+  wf_exchange_router router;
 } builder;
 
-static wf_status push(wf_run_of_rows **list, int *n, size_t *cap, int peer, int64_t row, int64_t len) {
-  wf_run_of_rows *last = *n ? &(*list)[*n - 1] : NULL;
-  if (last && last->peer == peer && last->row + last->n == row) {
-    last->n += len;
-    return WF_OK;
-  }
-  WF_TRY(wf_grow("dist", (void **)list, sizeof **list, (size_t)*n, cap));
-  (*list)[(*n)++] = (wf_run_of_rows){peer, row, len};
-  return WF_OK;
-}
-
-/* Rows that stay on the rank. */
-static wf_status keep(builder *b, int64_t from, int64_t to, int64_t n) {
-  wf_exchange *e = &b->plan->move;
-  wf_run_of_rows *f = e->n_own ? &e->own_from[e->n_own - 1] : NULL;
-  wf_run_of_rows *t = e->n_own ? &e->own_to[e->n_own - 1] : NULL;
-  if (f && f->row + f->n == from && t->row + t->n == to) {
-    f->n += n;
-    t->n += n;
-    return WF_OK;
-  }
-  WF_TRY(wf_grow("dist", (void **)&e->own_from, sizeof *f, (size_t)e->n_own, &b->cap_from));
-  WF_TRY(wf_grow("dist", (void **)&e->own_to, sizeof *t, (size_t)e->n_own, &b->cap_to));
-  e->own_from[e->n_own] = (wf_run_of_rows){b->p->rank, from, n};
-  e->own_to[e->n_own++] = (wf_run_of_rows){b->p->rank, to, n};
-  return WF_OK;
+static builder builder_of(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_keys_plan *plan) {
+  return (builder){p, m, k, plan, {.plan = &plan->move, .rank = p->rank}};
 }
 
 /* n rows of the pool of rank `owner` go to rank `to`, from row `at` of its result on. */
 static wf_status route(builder *b, int owner, int to, int64_t row, int64_t at, int64_t n) {
-  wf_exchange *e = &b->plan->move;
-  int me = b->p->rank;
   if (owner != to) b->plan->total += n;
-  if (owner == me && to == me) return keep(b, row, at, n);
-  if (owner == me) return push(&e->send, &e->n_send, &b->cap_send, to, row, n);
-  return to == me ? push(&e->recv, &e->n_recv, &b->cap_recv, owner, at, n) : WF_OK;
+  return wf_exchange_route(&b->router, owner, to, row, at, n);
 }
 
 /* The keys of [place, end) of a lane, all of them. */
@@ -330,16 +298,9 @@ static wf_status bring(builder *b, int to, int64_t lane, int64_t place, int64_t 
   return WF_OK;
 }
 
-static int by_peer(const void *a, const void *b) {
-  const wf_run_of_rows *x = a, *y = b;
-  if (x->peer != y->peer) return x->peer < y->peer ? -1 : 1;
-  return x->row < y->row ? -1 : x->row > y->row;
-}
-
 static void finish(builder *b) {
-  wf_exchange *e = &b->plan->move;
-  if (e->n_recv) qsort(e->recv, (size_t)e->n_recv, sizeof *e->recv, by_peer);
-  e->pool = pool_rows(b->p, b->k, b->p->rank);
+  wf_exchange_routed(&b->router);
+  b->plan->move.pool = pool_rows(b->p, b->k, b->p->rank);
 }
 
 /* Queries of one document that follow each other see keys that do, or overlap: one stretch. */
@@ -402,7 +363,7 @@ static wf_status local_rows(const wf_part *p, int64_t **index, int64_t *n) {
 }
 
 static wf_status make_fetch(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
-  builder b = {.p = p, .m = m, .k = k, .plan = &made->plan};
+  builder b = builder_of(p, m, k, &made->plan);
   int64_t *index;
   WF_TRY(local_rows(p, &index, &b.plan->n_spans));
   wf_status st = make_spans(&b, b.plan->n_spans);
@@ -439,7 +400,7 @@ static wf_status fetch_all_for(builder *b, int to, int64_t *rows) {
 }
 
 static wf_status make_fetch_all(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
-  builder b = {.p = p, .m = m, .k = k, .plan = &made->plan};
+  builder b = builder_of(p, m, k, &made->plan);
   WF_TRY(make_spans(&b, p->first[p->n_segments]));
   for (int to = 0; to < p->dist->layout->n_ranks; to++) {
     int64_t rows = 0;
@@ -452,7 +413,7 @@ static wf_status make_fetch_all(const wf_part *p, const wf_key_map *m, const wf_
 
 /* A lane whose last row leaves state gets its last tokens; others keep what they had. */
 static wf_status make_leave(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
-  builder b = {.p = p, .m = m, .k = k, .plan = &made->plan};
+  builder b = builder_of(p, m, k, &made->plan);
   int to = wf_part_owner(p, p->n_segments - 1);
   int64_t room = k->room;
   for (int64_t l = 0; l < p->n_lanes; l++) {
@@ -463,7 +424,7 @@ static wf_status make_leave(const wf_part *p, const wf_key_map *m, const wf_keys
       int64_t end = r->place + r->len, n = end - m->origin[i] < room ? end - m->origin[i] : room;
       WF_TRY(bring(&b, to, l, end - n, end, at - n));
     } else if (to == p->rank && room) { /* its state lies in the same rank's pool */
-      WF_TRY(keep(&b, l * room, at - room, room));
+      WF_TRY(route(&b, to, to, l * room, at - room, room));
     }
   }
   finish(&b);
@@ -487,7 +448,7 @@ static wf_status filled(builder *b, int s, int to, int64_t base) {
 }
 
 static wf_status make_team(const wf_part *p, const wf_key_map *m, const wf_keys *k, wf_made_plan *made) {
-  builder b = {.p = p, .m = m, .k = k, .plan = &made->plan};
+  builder b = builder_of(p, m, k, &made->plan);
   int team = wf_key_team(k), P = p->dist->layout->n_ranks;
   for (int to = 0; to < P; to++)
     for (int from = to - to % team; from < to - to % team + team; from++) {

@@ -1,9 +1,10 @@
-/* What the plans of keys.c and ring_plan.c share. Private to dist. */
+/* What the plans of keys.c, ring_plan.c and shards.c share. Private to dist. */
 #ifndef WF_DIST_KEYS_IMPL_H
 #define WF_DIST_KEYS_IMPL_H
 
 #include "dist/keys.h"
 #include "dist/ring_impl.h"
+#include "dist/shards.h"
 
 typedef struct wf_made_plan {
   struct wf_made_plan *next;
@@ -11,6 +12,7 @@ typedef struct wf_made_plan {
   wf_keys keys;
   wf_keys_plan plan;
   wf_ring_plan ring;
+  wf_shards shards;
 } wf_made_plan;
 
 /* The rows of all segments in the order of their lanes and places, and the plans made so far. */
@@ -26,7 +28,7 @@ typedef struct wf_key_map {
   wf_made_plan *made;
 } wf_key_map;
 
-enum { WF_PLAN_FETCH, WF_PLAN_FETCH_ALL, WF_PLAN_LEAVE, WF_PLAN_TEAM, WF_PLAN_RING };
+enum { WF_PLAN_FETCH, WF_PLAN_FETCH_ALL, WF_PLAN_LEAVE, WF_PLAN_TEAM, WF_PLAN_RING, WF_PLAN_SHARDS };
 
 static inline int wf_key_team(const wf_keys *k) {
   return k->team > 1 ? k->team : 1;

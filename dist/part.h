@@ -38,12 +38,20 @@ typedef enum wf_transport {
   WF_TRANSPORT_LOG
 } wf_transport;
 
+/* How what has no map of its state, serial mixers, runs over ranks. */
+typedef enum wf_dist_serial {
+  WF_SERIAL_AUTO,      /* what keeps the ranks busier; turns where the transport is WF_TRANSPORT_SERIAL */
+  WF_SERIAL_TURNS,     /* segment by segment, in groups of lanes or heads */
+  WF_SERIAL_ALL_TO_ALL /* tokens become (head, lane) pairs and back: shards.h */
+} wf_dist_serial;
+
 /* How a group of ranks shares sequences. */
 typedef struct wf_dist {
   wf_comm *comm; /* of the ranks that share a sequence */
   const wf_layout *layout;
   wf_dist_attention attention;
   wf_transport transport;
+  wf_dist_serial serial;
   int blocks;    /* of heads or channels that a scan's messages are divided into; 0: as the cost model says */
   wf_cost *cost; /* NULL: the default one; counts the scans */
 } wf_dist;

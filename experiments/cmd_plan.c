@@ -169,14 +169,14 @@ static wf_status json_line(const rows *r, const wf_plan *p) {
                                   x->waited, "idle", x->idle));
   }
   json_t *row = json_pack(
-      "{s:b,s:i,s:i,s:i,s:s,s:I,s:{s:I,s:I,s:I,s:I,s:I,s:I,s:I},s:f,s:f,s:o,s:f,s:f,s:f,s:f}", "predicted", 1,
-      "ranks", p->data * p->sequence, "data", p->data, "sequence", p->sequence, "layout",
+      "{s:b,s:i,s:i,s:i,s:s,s:I,s:{s:I,s:I,s:I,s:I,s:I,s:I,s:I},s:f,s:f,s:o,s:f,s:f,s:f,s:f,s:I}",
+      "predicted", 1, "ranks", p->data * p->sequence, "data", p->data, "sequence", p->sequence, "layout",
       p->zigzag ? "zigzag" : "contiguous", "tokens", (json_int_t)p->tokens, "bytes", "peak",
       (json_int_t)p->peak, "weights", (json_int_t)p->weights, "gradients", (json_int_t)p->gradients,
       "optimizer", (json_int_t)p->optimizer, "activations", (json_int_t)p->activations, "states",
       (json_int_t)p->states, "buffers", (json_int_t)p->exchange, "flops", p->flops, "compute_s", p->compute,
       "exchanges", parts, "step_s", p->step, "tokens_per_s", (double)p->tokens / p->step, "efficiency",
-      efficiency(r, p), "serial_efficiency", p->serial);
+      efficiency(r, p), "serial_efficiency", p->serial, "serial_shards", (json_int_t)p->shards);
   char *text = row ? json_dumps(row, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
   json_decref(row);
   if (!text) return WF_FAIL(WF_ENOMEM, "no memory for a line of JSON");

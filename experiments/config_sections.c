@@ -13,6 +13,8 @@ static const char *const layouts[] = {"contiguous", "zigzag", NULL};
 static const char *const attentions[] = {"auto", "ring", "gather", "all_to_all", "usp", NULL};
 /* wf_transport */
 static const char *const scans[] = {"auto", "serial", "pipe", "relay", "gather", "log", NULL};
+/* wf_dist_serial */
+static const char *const serials[] = {"auto", "turns", "all_to_all", NULL};
 static const char *const transports[] = {"self", "mpi", "nccl", NULL};
 static const char *const splits[] = {"validation", "test", NULL};
 
@@ -104,6 +106,11 @@ static const wf_option parallel_table[] = {
         "or the last in teams and between them the first; auto: whatever sends least"),
     WF_OPT_ENUMF(wf_config_parallel, scan, "auto", scans, WF_OPT_RESUME,
                  "how the states of scans go from rank to rank; auto: as the link says"),
+    WF_OPT_ENUMF(
+        wf_config_parallel, serial, "auto", serials, WF_OPT_RESUME,
+        "how ranks share recurrences that no scan sums up (TTT, Titans, LSTM, sLSTM): they take turns, "
+        "in groups of sequences or heads, or tokens become (head, sequence) pairs, and each rank has "
+        "some; auto: whatever keeps them busier, turns where scan is serial"),
     WF_OPT_STRF(
         wf_config_parallel, link, "auto", WF_OPT_RESUME,
         "bandwidth and latency between ranks, as in 10GB/s,2us, by which scans choose; auto: measured at the "

@@ -107,6 +107,7 @@ wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *m
   const wf_state_spec *spec = wf_model_state_spec(m);
   mesh->dist.transport = (wf_transport)cfg->parallel.scan;
   mesh->dist.attention = (wf_dist_attention)cfg->parallel.attention;
+  mesh->dist.serial = (wf_dist_serial)cfg->parallel.serial;
   bool zigzag = cfg->parallel.layout == WF_LAYOUT_ZIGZAG;
   for (int i = 0; i < spec->n && cfg->parallel.layout < 0; i++) zigzag |= spec->slot[i].grows;
   if (!zigzag || wf_comm_size(mesh->sequence) == 1) return WF_OK;

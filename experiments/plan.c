@@ -71,12 +71,14 @@ static bool relayed(const char *label, wf_plan_use *use) {
   return false;
 }
 
-/* Labels of a sequence's exchanges are the names of dist's ops, or a relay's. */
+/* Labels of a sequence's exchanges are the names of dist's ops, or a relay's, or what layers/seq_shards.c
+ * says. */
 static wf_plan_use use_of(const group *g) {
   const char *label = wf_ctx_label(g->t->c);
   wf_plan_use use = WF_PLAN_SCAN;
   if (g->job) return WF_PLAN_GRADIENTS;
   if (relayed(label, &use)) return use;
+  if (label && strcmp(label, "shards") == 0) return WF_PLAN_SERIAL;
   if (label && strcmp(label, "dist_halo") == 0) return WF_PLAN_SHIFT;
   return label && (strncmp(label, "scan", 4) == 0 || strcmp(label, "selective_scan") == 0) ? WF_PLAN_SCAN
                                                                                            : WF_PLAN_ATTEND;
@@ -204,6 +206,7 @@ static wf_status open_mesh(const wf_plan *p, group *job, group *line, wf_mesh *m
   else
     *m = (wf_mesh){.world = world, .data = data, .sequence = sequence};
   m->cost = job->t->link; /* by which scans choose their way */
+  m->cost.serial = 0;
   m->dist.cost = &m->cost;
   return s;
 }
@@ -217,6 +220,11 @@ static wf_status run(trace *t, const wf_config *cfg, int64_t vocab, wf_device *d
   wf_ctx_profile(r->c, true);
   WF_TRY(wf_rehearsal_step(r));
   add_turns(t, r);
+  if (mesh->cost.serial >
+      0) { /* of shards nothing is to be added: the rank that has most is one of those run */
+    t->p->serial = mesh->cost.serial;
+    t->p->shards = mesh->cost.shards;
+  }
   t->p->compute = computed(t, NULL, &t->p->flops);
   t->p->step = t->p->compute + t->waited;
   return WF_OK;
@@ -290,7 +298,11 @@ wf_status wf_plan_announce(FILE *out, const wf_config *cfg, int64_t vocab, const
     fprintf(out, "%s%s %s", between, wf_plan_use_name[u], wf_human_bytes((double)bytes, a));
     between = ", ";
   }
-  if (p.serial < 1) fprintf(out, "; taking turns keeps ranks busy for %.0f %%", 100 * p.serial);
+  if (p.shards)
+    fprintf(out, "; serial mixers: all-to-all over %lld shards, efficiency %.2f", (long long)p.shards,
+            p.serial);
+  else if (p.serial < 1)
+    fprintf(out, "; serial mixers: ranks take turns, efficiency %.2f", p.serial);
   fprintf(out, "\n");
   return WF_OK;
 }

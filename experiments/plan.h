@@ -67,7 +67,10 @@ typedef struct wf_plan {
   int64_t weights, gradients, optimizer, states, activations, exchange, peak; /* bytes */
   wf_plan_part part[WF_PLAN_USES];
   double flops, compute, step; /* operations; seconds */
-  double serial; /* of what the ranks could do, the part they do in relays; 1 where there are none */
+  /* Of what the ranks could do in serial mixers and relays, the part they do; 1 where there are none. The
+   * (head, sequence) pairs that they divide; 0 where they take turns. */
+  double serial;
+  int64_t shards;
 } wf_plan;
 
 /* Of one rank. `link`: wf_cost_default() with a link of its own, or that of a run. Errors are those of weft

@@ -94,9 +94,10 @@ static wf_tensor *piece(wf_run *r, const void *self, const wf_seq_span *span, wf
   wf_ctx *c = r->c;
   wf_tensor *memory = wf_state_in(r->state, a->memory), *running = wf_state_in(r->state, a->memory + 1),
             *v = x[2];
-  wf_tensor *q = wf_inner_heads(c, x[0], span->m, a->H), *k = wf_inner_heads(c, x[1], span->m, a->H);
+  int64_t H = span->heads;
+  wf_tensor *q = wf_inner_heads(c, x[0], span->m, H), *k = wf_inner_heads(c, x[1], span->m, H);
   if (a->update == DELTA) v = wf_sub(c, v, read(c, k, memory));
-  v = wf_inner_heads(c, wf_append_one(c, v), span->m, a->H);
+  v = wf_inner_heads(c, wf_append_one(c, v), span->m, H);
   running = wf_add(c, running, wf_matmul(c, wf_transpose(c, k, 2, 3), v));
   *wf_state_out(r->state, a->memory) = span->ends ? running : memory;
   *wf_state_out(r->state, a->memory + 1) = running;
@@ -115,7 +116,16 @@ static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
     if (i < 2 && a->position == ROPE) y[i] = wf_rotary(c, y[i], r->rows->pos, a->rope_base, a->K);
   }
   wf_tensor *empty = wf_zeros(c, "state", x->dtype, WF_SHAPE(a->H, a->K, a->K + 1));
-  wf_tensor *past = wf_seq_serial(r, a->segment, a->memory, 2, (wf_tensor *[]){empty, empty}, 3, s, piece, a);
+  wf_seq_serial_in serial = {.segment = a->segment,
+                             .heads = a->H,
+                             .slot = a->memory,
+                             .n_state = 2,
+                             .init = (wf_tensor *[]){empty, empty},
+                             .n_x = 3,
+                             .x = s,
+                             .piece = piece,
+                             .self = a};
+  wf_tensor *past = wf_seq_serial(r, &serial);
   wf_tensor *local = wf_seq_dilated(r, &a->slots, y[0], y[1], y[2], a->segment, 1,
                                     &(wf_seq_pattern){a->segment, 1}, 1 / sqrt((double)a->K));
   wf_tensor *gate = wf_reshape(c, wf_sigmoid(c, wf_value(a->beta)), WF_SHAPE(a->H, 1));

@@ -49,7 +49,8 @@ static wf_inner start_of(wf_run *r, const wf_memory_part *p, const wf_seq_span *
 wf_tensor *wf_recall_memory(wf_run *r, const wf_memory_part *p, const wf_seq_span *span, wf_tensor *q) {
   wf_inner n = start_of(r, p, span);
   wf_inner_run run;
-  return wf_inner_tokens(r->c, wf_inner_forward(r->c, &n, wf_inner_heads(r->c, q, span->m, p->heads), &run));
+  return wf_inner_tokens(r->c,
+                         wf_inner_forward(r->c, &n, wf_inner_heads(r->c, q, span->m, span->heads), &run));
 }
 
 /* D [m, H, rows, columns]: its part from (i, j) to (i1, j1). */
@@ -58,9 +59,9 @@ static wf_tensor *part(wf_ctx *c, wf_tensor *D, int64_t i, int64_t i1, int64_t j
 }
 
 /* [m L, H] of log decays -> decays [m, H, L+1, L+1] */
-static wf_tensor *decays(wf_ctx *c, wf_tensor *log, const wf_seq_span *span, int64_t heads) {
-  wf_tensor *g = wf_inner_heads(c, log, span->m, heads);
-  return wf_decays(c, wf_reshape(c, g, WF_SHAPE(span->m, heads, span->len)));
+static wf_tensor *decays(wf_ctx *c, wf_tensor *log, const wf_seq_span *span) {
+  wf_tensor *g = wf_inner_heads(c, log, span->m, span->heads);
+  return wf_decays(c, wf_reshape(c, g, WF_SHAPE(span->m, span->heads, span->len)));
 }
 
 /* w a + p b [+ x^T (scale . u)]: the state of a layer after the piece. scale [m, H, 1, L+1] = [b | of tokens]
@@ -102,8 +103,8 @@ wf_tensor *wf_use_memory(wf_run *r, const wf_memory_part *p, const wf_seq_span *
   int64_t L = span->len;
   wf_tensor *const token[] = {in->q, in->k, in->v, in->theta};
   wf_tensor *x[4];
-  for (int i = 0; i < 4; i++) x[i] = wf_inner_heads(c, token[i], span->m, p->heads);
-  wf_tensor *B = decays(c, in->keep, span, p->heads), *N = decays(c, in->momentum, span, p->heads);
+  for (int i = 0; i < 4; i++) x[i] = wf_inner_heads(c, token[i], span->m, span->heads);
+  wf_tensor *B = decays(c, in->keep, span), *N = decays(c, in->momentum, span);
   wf_tensor *G = wf_matmul(c, part(c, B, 1, L + 1, 1, L + 1), wf_slice(c, N, 2, 1, L + 1));
   wf_tensor *kept = part(c, B, 1, L + 1, 0, 1), *f = wf_slice(c, G, 3, 0, 1);
   wf_tensor *writes = wf_slice(c, G, 3, 1, L + 1);

@@ -56,7 +56,7 @@ typedef struct wf_memory_in {
   wf_tensor *keep, *momentum, *theta; /* [m L, H]: log(1 - alpha), log eta, theta */
 } wf_memory_in;
 
-/* In a piece of wf_seq_serial over segments: reads and writes -> o [m L, H, V]. */
+/* In a piece of wf_seq_serial over segments, of the span's heads: reads and writes -> o [m L, H, V]. */
 wf_tensor *wf_use_memory(wf_run *r, const wf_memory_part *p, const wf_seq_span *span, const wf_memory_in *in);
 /* M_s(q), the memory at the segment's start -> [m L, H, V]. */
 wf_tensor *wf_recall_memory(wf_run *r, const wf_memory_part *p, const wf_seq_span *span, wf_tensor *q);

@@ -90,19 +90,30 @@ wf_tensor *wf_seq_dilated(wf_run *r, const wf_seq_attend_slots *slots, wf_tensor
 /* The batch of one call: m rows, each with `len` tokens that begin `offset` tokens into a segment. */
 typedef struct wf_seq_span {
   int64_t m, len, offset;
-  bool ends; /* with the segment */
+  int64_t head, heads; /* those given of wf_seq_serial_in.heads: from `head` on */
+  bool ends;           /* with the segment */
 } wf_seq_span;
 /* Anything, as a layer over a small batch: x[i] [m len, ...], row after row; r->rows has the m rows, each its
  * own lane, with positions from the segment's start; reads wf_state_in(r->state, slot) [m, ...] of its slots
  * and leaves wf_state_out. -> y [m len, ...]. Other primitives may be used inside, with slots among its own.
  */
 typedef wf_tensor *(*wf_seq_piece)(wf_run *r, const void *self, const wf_seq_span *span, wf_tensor *const *x);
-/* Runs `piece` over segments of `segment` tokens, counted from each document's start, one after the other
- * along the rows and all rows at once; a cut inside a segment gives it in several pieces. Fresh rows start
- * from init[i], learned or zero, in the shape of the fixed slots slot .. slot+n_state-1, declared one after
- * the other. */
-wf_tensor *wf_seq_serial(wf_run *r, int64_t segment, int slot, int n_state, wf_tensor *const *init, int n_x,
-                         wf_tensor *const *x, wf_seq_piece piece, const void *self);
+typedef struct wf_seq_serial_in {
+  int64_t segment; /* tokens of one, counted from each document's start */
+  int64_t heads; /* that see nothing of each other: the second dimension of every x, y and state and the first
+                    of every init, of which a piece may be given some; 0: there are no such */
+  int slot, n_state;      /* fixed slots slot .. slot+n_state-1, declared one after the other */
+  wf_tensor *const *init; /* [n_state] what fresh rows start from, learned or zero, in the slots' shapes */
+  int n_x;
+  wf_tensor *const *x;
+  wf_seq_piece piece;
+  const void *self;
+} wf_seq_serial_in;
+/* Runs `piece` over segments one after the other along the rows and all rows at once; a cut inside a segment
+ * gives it in several pieces. */
+wf_tensor *wf_seq_serial(wf_run *r, const wf_seq_serial_in *in);
+/* The heads that a piece is given of a parameter w [heads, ...]. */
+wf_tensor *wf_seq_span_heads(wf_ctx *c, const wf_seq_span *span, wf_tensor *w);
 
 /* Gated recurrences, seq_recur.c: serial as it is, one token after the other, as one op. Slot for the states
  * of heads of width D. */

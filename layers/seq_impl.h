@@ -49,6 +49,28 @@ typedef struct wf_relay {
  * ...]; y poison on failure. */
 void wf_seq_relay(wf_run *r, const wf_relay *relay, wf_tensor *const *x, wf_tensor **y);
 
+/* ---- shards: seq_shards.c ---- */
+
+enum { WF_SHARD_INPUTS = 8, WF_SHARD_STATES = 24 };
+#define WF_SHARDS_LABEL "shards" /* of the ops, for profiles and predictions */
+
+/* A primitive over some heads of some lanes, as if there were no ranks: reads and leaves its slots -> y. */
+typedef wf_tensor *(*wf_shard_body)(wf_run *r, const void *arg, int64_t head, int64_t heads,
+                                    wf_tensor *const *x);
+
+typedef struct wf_sharded {
+  int slot, n_state, n_x;
+  int64_t heads;                  /* that see nothing of each other */
+  int x_axis, y_axis, state_axis; /* their dimension; 0, and one head: there is none */
+  wf_shard_body body;
+  const void *arg;
+} wf_sharded;
+
+/* Runs the primitive on this rank's share of (head, lane) pairs. */
+wf_tensor *wf_seq_shards(wf_run *r, const wf_sharded *what, wf_tensor *const *x);
+/* Is that the way, where taking turns uses such a part of the ranks' time? */
+bool wf_seq_divides(const wf_run *r, int64_t heads, double turns);
+
 /* ---- attend over ranks: seq_attend_ranks.c ---- */
 
 /* wf_seq_attend, with a part. */

@@ -185,8 +185,16 @@ static wf_tensor *memory_piece(wf_run *r, const void *self, const wf_seq_span *s
 static wf_tensor *remember(wf_run *r, const titans *t, const wf_memory_in *in) {
   wf_tensor *first[WF_MEMORY_STATES];
   wf_tensor *x[] = {in->q, in->k, in->v, in->keep, in->momentum, in->theta};
-  int n = wf_memory_init(r->c, &t->memory, first);
-  return wf_seq_serial(r, t->segment, t->memory.slot, n, first, 6, x, memory_piece, t);
+  wf_seq_serial_in serial = {.segment = t->segment,
+                             .heads = t->heads,
+                             .slot = t->memory.slot,
+                             .n_state = wf_memory_init(r->c, &t->memory, first),
+                             .init = first,
+                             .n_x = 6,
+                             .x = x,
+                             .piece = memory_piece,
+                             .self = t};
+  return wf_seq_serial(r, &serial);
 }
 
 /* y[i] = x Wi of the memory's projections. */
@@ -269,8 +277,10 @@ static wf_tensor *context_piece(wf_run *r, const void *self, const wf_seq_span *
   const titans *t = self;
   wf_ctx *c = r->c;
   int64_t d = t->heads * t->head;
+  wf_seq_span all = *span;
+  all.heads = t->heads;
   wf_tensor *w[] = {wf_value(t->attend_w[K]), wf_value(t->attend_w[V])}, *kv[2], *y[3];
-  wf_tensor *said = wf_reshape(c, wf_recall_memory(r, &t->memory, span, x[0]), WF_SHAPE(-1, d));
+  wf_tensor *said = wf_reshape(c, wf_recall_memory(r, &t->memory, &all, x[0]), WF_SHAPE(-1, d));
   wf_linear_n(c, said, 2, w, NULL, kv);
   for (int i = 0; i < 2; i++) kv[i] = wf_as_heads(kv[i], t->heads);
   wf_tensor *q = turned(r, t, x[1]), *o[3], *lse[3];
@@ -280,7 +290,7 @@ static wf_tensor *context_piece(wf_run *r, const void *self, const wf_seq_span *
   wf_tensor *a = wf_merge(c, t->persistent ? 3 : 2, o, lse), *flat = wf_reshape(c, a, WF_SHAPE(-1, d));
   project(r, t, flat, 3, y);
   wf_memory_in in = memory_in(r, t, flat, y);
-  return gated(r, t, a, wf_use_memory(r, &t->memory, span, &in));
+  return gated(r, t, a, wf_use_memory(r, &t->memory, &all, &in));
 }
 
 static wf_tensor *with_context(wf_run *r, const titans *t, wf_tensor *x) {
@@ -300,7 +310,15 @@ static wf_tensor *with_context(wf_run *r, const titans *t, wf_tensor *x) {
     in[4] = persistent(r, t, y[Q], &in[5]);
     n_x = 6;
   }
-  return wf_seq_serial(r, t->segment, t->memory.slot, n, first, n_x, in, context_piece, t);
+  wf_seq_serial_in serial = {.segment = t->segment, /* attention's projections mix the heads: no .heads */
+                             .slot = t->memory.slot,
+                             .n_state = n,
+                             .init = first,
+                             .n_x = n_x,
+                             .x = in,
+                             .piece = context_piece,
+                             .self = t};
+  return wf_seq_serial(r, &serial);
 }
 
 /* ---- the layer ---- */

@@ -117,13 +117,13 @@ static wf_status init(wf_build *b, const void *opts, void **self) {
 typedef struct call {
   const ttt *t;
   wf_tensor *factor; /* [C, C]: row t is tok_t for j <= t, then 0 */
-  wf_tensor *norm;   /* [H, 1, K] */
+  wf_tensor *norm;   /* [H, 1, K], of all heads */
 } call;
 
 /* u = lr . dZ of the inner loss, for the last layer. target: v - k - the norm's bias. */
-static wf_tensor *loss_gradient(wf_ctx *c, const call *k, wf_tensor *z, wf_tensor *target, wf_tensor *lr) {
-  wf_tensor *r = wf_sub(c, wf_mul(c, wf_norm(c, WF_NORM_LAYER, z, NULL, NULL, eps), k->norm), target);
-  return wf_mul(c, wf_norm_pull(c, WF_NORM_LAYER, wf_mul(c, r, k->norm), z, eps), lr);
+static wf_tensor *loss_gradient(wf_ctx *c, wf_tensor *norm, wf_tensor *z, wf_tensor *target, wf_tensor *lr) {
+  wf_tensor *r = wf_sub(c, wf_mul(c, wf_norm(c, WF_NORM_LAYER, z, NULL, NULL, eps), norm), target);
+  return wf_mul(c, wf_norm_pull(c, WF_NORM_LAYER, wf_mul(c, r, norm), z, eps), lr);
 }
 
 /* What layer i says to x with the steps of this piece's earlier tokens, and those before it. */
@@ -160,7 +160,7 @@ static wf_tensor *piece(wf_run *run, const void *self, const wf_seq_span *span, 
   wf_tensor *state[2][PER_LAYER], *in[4];
   wf_inner n = {.depth = t->depth};
   wf_inner_run r;
-  for (int i = 0; i < 4; i++) in[i] = wf_inner_heads(c, x[i], span->m, t->H);
+  for (int i = 0; i < 4; i++) in[i] = wf_inner_heads(c, x[i], span->m, span->heads);
   for (int i = 0; i < t->depth; i++) {
     for (int j = 0; j < PER_LAYER; j++) state[i][j] = wf_state_in(run->state, t->slot + i * PER_LAYER + j);
     n.w[i] = state[i][W];
@@ -171,7 +171,8 @@ static wf_tensor *piece(wf_run *run, const void *self, const wf_seq_span *span, 
   wf_tensor *factor = wf_slice(c, rows, 1, span->offset, end), *before = wf_slice(c, rows, 1, 0, 1);
   wf_tensor *last = wf_slice(c, before, 0, span->len - 1, span->len);
   wf_tensor *z = wf_inner_forward(c, &n, in[1], &r), *q = in[0];
-  wf_inner_backward(c, &n, loss_gradient(c, k, z, in[2], in[3]), &r);
+  wf_tensor *norm = wf_seq_span_heads(c, span, k->norm);
+  wf_inner_backward(c, &n, loss_gradient(c, norm, z, in[2], in[3]), &r);
   for (int i = 0; i < t->depth; i++) {
     if (i) q = wf_gelu_tanh(c, q);
     q = read(c, state[i], &r, i, q, factor, span->offset ? before : NULL);
@@ -219,8 +220,16 @@ static wf_tensor *forward(wf_run *run, const void *self, wf_tensor *x) {
     s[B] = wf_value(t->bias[i]);
     for (int j = 0; j < 2; j++) s[G + j] = wf_zeros(c, "state", x->dtype, 3, s[j]->shape);
   }
-  wf_tensor *z = wf_seq_serial(run, t->C, t->slot, t->depth * PER_LAYER, init, 4,
-                               (wf_tensor *[]){qk[0], qk[1], target, lr}, piece, &k);
+  wf_seq_serial_in in = {.segment = t->C,
+                         .heads = t->H,
+                         .slot = t->slot,
+                         .n_state = t->depth * PER_LAYER,
+                         .init = init,
+                         .n_x = 4,
+                         .x = (wf_tensor *[]){qk[0], qk[1], target, lr},
+                         .piece = piece,
+                         .self = &k};
+  wf_tensor *z = wf_seq_serial(run, &in);
   z = wf_mul(c, wf_norm(c, WF_NORM_LAYER, z, NULL, NULL, eps), wf_value(t->norm));
   wf_tensor *o = wf_add(c, qk[0], wf_add(c, z, wf_value(t->norm_bias)));
   o = wf_norm(c, WF_NORM_LAYER, wf_reshape(c, o, WF_SHAPE(-1, t->H * t->K)), wf_value(t->post),

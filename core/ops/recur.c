@@ -362,8 +362,8 @@ const wf_op wf_op_recur = {
     .attr_size = sizeof(recur_attr),
     .optional = OPTIONAL,
     .rowmajor = 0xf,
-    .save_in = 1 << RECUR_R | 1 << RECUR_STATE | 1 << RECUR_INIT | 1 << RECUR_TABLE | 1 << RECUR_H_MASK |
-               1 << RECUR_C_MASK,
+    .save_in = 1 << RECUR_R | 1 << RECUR_B | 1 << RECUR_STATE | 1 << RECUR_INIT | 1 << RECUR_TABLE |
+               1 << RECUR_H_MASK | 1 << RECUR_C_MASK,
     .save_out = 1 << RECUR_OUT_Y | 1 << RECUR_OUT_SAVED,
     .vjp_adds = (1 << RECUR_WANTS) - 1,
     .nograd_in = 1 << RECUR_TABLE | 1 << RECUR_H_MASK | 1 << RECUR_C_MASK,

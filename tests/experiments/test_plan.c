@@ -149,19 +149,21 @@ END_TEST
 /* Messages are put down to what they are for. */
 START_TEST(uses) {
   static const char *const block[] = {"{mixer: {type: retnet, heads: 2}}", "{mixer: {type: base_conv}}",
-                                      "{mixer: {type: attention, heads: 2}}", "{mixer: {type: gru}}"};
-  for (int k = 0; k < 4; k++) {
+                                      "{mixer: {type: attention, heads: 2}}", "{mixer: {type: gru}}",
+                                      "{mixer: {type: slstm, heads: 2, conv_width: 0}}"};
+  for (int k = 0; k < 5; k++) {
     wf_config cfg;
     wf_plan p;
-    parse(&cfg, block[k], trains[0], "layout: contiguous");
+    parse(&cfg, block[k], trains[0], k < 4 ? "layout: contiguous, serial: turns" : "serial: all_to_all");
     ck_assert_int_eq(wf_plan_rank(&cfg, VOCAB, 1, 3, 1, &rates, &slow, &p), WF_OK);
     for (int u = 0; u < WF_PLAN_GRADIENTS; u++)
-      ck_assert_msg((p.part[u].bytes + p.part[u].call_bytes > 0) == (u == k), "%s: %lld bytes of %s",
-                    block[k], (long long)p.part[u].bytes, wf_plan_use_name[u]);
+      ck_assert_msg((p.part[u].bytes + p.part[u].call_bytes > 0) == (u == (k < 4 ? k : WF_PLAN_SERIAL)),
+                    "%s: %lld bytes of %s", block[k], (long long)p.part[u].bytes, wf_plan_use_name[u]);
     double idle = 0;
     for (int u = 0; u < WF_PLAN_USES; u++) idle += p.part[u].idle;
-    ck_assert((p.serial < 1) == (idle > 0));
-    if (k == WF_PLAN_SERIAL) ck_assert(idle > 0);
+    ck_assert((p.serial < 1 && !p.shards) == (idle > 0));
+    ck_assert((k == WF_PLAN_SERIAL) == (idle > 0));
+    ck_assert((k == 4) == (p.shards > 0));
     wf_config_free(&cfg);
   }
 }

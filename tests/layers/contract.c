@@ -299,13 +299,18 @@ typedef struct shared {
 
 static void one_rank(wf_comm *comm, void *arg) {
   shared *s = arg;
+  wf_cost cost = wf_cost_default();
   wf_dist dist = s->by;
   dist.comm = comm;
+  dist.cost = &cost;
   wf_trial x;
   wf_trial_make(&x, s->n_blocks, s->blocks, s->o);
   x.dist = &dist;
   double *grad = wf_calloc("test", (size_t)x.numel, sizeof *grad), loss;
   wf_trial_gradient(&x, s->stream, grad, &loss);
+  if (cost.serial > 0 && dist.serial != WF_SERIAL_AUTO)
+    WF_RANK_ASSERT((cost.shards > 0) == (dist.serial == WF_SERIAL_ALL_TO_ALL), "%lld shards by way %d",
+                   (long long)cost.shards, (int)dist.serial);
   pthread_mutex_lock(&s->lock);
   s->loss += loss;
   for (int64_t i = 0; i < x.numel; i++) s->grad[i] += grad[i];
@@ -331,9 +336,9 @@ static void ranks_agree(int n_blocks, const char *const *blocks, const wf_trial_
   pthread_mutex_destroy(&s.lock);
   char what[120];
   snprintf(what, sizeof what,
-           "%d ranks, %s, %s, attention %d, transport %d, stream %lld, packed %d, recompute %d", n,
+           "%d ranks, %s, %s, attention %d, transport %d, serial %d, stream %lld, packed %d, recompute %d", n,
            kind == WF_LAYOUT_ZIGZAG ? "zigzag" : "contiguous", uneven ? "uneven" : "even", (int)by->attention,
-           (int)by->transport, (long long)stream, o->packed, o->recompute);
+           (int)by->transport, (int)by->serial, (long long)stream, o->packed, o->recompute);
   ck_assert_msg(fabs(s.loss - loss) <= 1e-10 * fabs(loss), "%s: loss %.17g, not %.17g", what, s.loss, loss);
   agree(x, what, s.grad, plain);
   wf_free(s.grad);
@@ -347,9 +352,10 @@ void wf_trial_ranks_by(int n_blocks, const char *const *blocks, const wf_dist *b
     wf_trial_make(&x, n_blocks, blocks, &o);
     double *plain = wf_calloc("test", (size_t)x.numel, sizeof *plain), loss;
     wf_trial_gradient(&x, 0, plain, &loss);
-    const int all[] = {1, 2, 3, by->attention == WF_ATTENTION_ALL_TO_ALL ? 6 : 5}, teams[] = {4, 6, 4, 6};
-    const int *ranks = by->attention == WF_ATTENTION_USP ? teams : all;
-    for (int i = k & 1; i < 4; i += 1 + (k > 1)) {
+    const int all[] = {1, 2, 3, by->attention == WF_ATTENTION_ALL_TO_ALL ? 6 : 5, 4, 8};
+    const int teams[] = {4, 6, 4, 6}, *ranks = by->attention == WF_ATTENTION_USP ? teams : all;
+    const int n_ranks = by->serial == WF_SERIAL_ALL_TO_ALL ? 6 : 4;
+    for (int i = k & 1; i < n_ranks; i += 1 + (k > 1)) {
       ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_CONTIGUOUS, k & 1, 0, by, &x, plain, loss);
       ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_ZIGZAG, !(k & 1), 0, by, &x, plain, loss);
       ranks_agree(n_blocks, blocks, &o, ranks[i], i & 1 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, k > 1, 9,

@@ -30,8 +30,11 @@ static const wf_dist transports[] = {
     {.transport = WF_TRANSPORT_LOG, .blocks = 2},
 };
 /* Of more heads than there are groups of lanes. */
-static const wf_dist pipes[] = {{.transport = WF_TRANSPORT_PIPE, .blocks = 3},
-                                {.transport = WF_TRANSPORT_AUTO}};
+static const wf_dist pipes[] = {
+    {.transport = WF_TRANSPORT_PIPE, .serial = WF_SERIAL_TURNS, .blocks = 3},
+    {.serial = WF_SERIAL_TURNS},
+    {.transport = WF_TRANSPORT_AUTO},
+};
 enum { TRANSPORTS = sizeof transports / sizeof *transports };
 
 WAYS_TEST(simple_gla, transports, "simple_gla heads=2 / swiglu width=7",
@@ -41,8 +44,18 @@ WAYS_TEST(mlstm, transports, "mlstm heads=2 / swiglu width=7", "slstm heads=2 / 
 WAYS_TEST(diagonal, transports, "gateloop heads=2 / swiglu width=7", "mingru / -", "hgrn2 expand_ratio=4 / -")
 WAYS_TEST(normalised, transports, "linear_attention heads=2 / -", "aaren / -", "lightning heads=2 / -")
 WAYS_TEST(mamba, transports, "mamba / -", "mamba2 head_dim=6 / -")
-RANKS_TEST(serial, "ttt heads=2 / -", "lstm / -")
 WAYS_TEST(recur, pipes, "slstm heads=6 / -", "lstm / -")
+
+/* ---- serial mixers: turns, and shards of (head, lane) pairs ---- */
+
+static const wf_dist serials[] = {{.serial = WF_SERIAL_ALL_TO_ALL}, {.serial = WF_SERIAL_TURNS}};
+enum { SERIALS = sizeof serials / sizeof *serials };
+
+WAYS_TEST(ttt, serials, "ttt heads=3 mini_batch=5 / -", "ttt heads=2 inner=mlp mini_batch=4 / swiglu width=7")
+WAYS_TEST(recurrent, serials, "slstm heads=3 / -", "lstm dropout=0.3 learn_state=true / -",
+          "gru width=7 dropout=0.3 dropout_of=candidate / -")
+WAYS_TEST(memory, serials, "titans heads=3 variant=lmm segment=5 memory=linear / -",
+          "titans heads=2 variant=lmm segment=4 / -")
 
 /* ---- attention: every way ---- */
 
@@ -65,10 +78,11 @@ RANKS_TEST(windows, "attention heads=6 kv_heads=2 window=5 sinks=true / -",
            "attention heads=3 window=9 position=alibi forget_gate=true / -", "attention heads=2 window=1 / -")
 RANKS_TEST(longnet, "longnet heads=3 segments=4,8,16 dilations=1,2,3 / -",
            "longnet heads=2 segments=3,6 dilations=2,1 fixed_state=true / -")
-RANKS_TEST(infini_attention, "infini_attention heads=2 segment=5 / -")
-RANKS_TEST(titans_mac, "titans heads=2 variant=mac segment=5 persistent=2 / -")
-RANKS_TEST(titans_beside, "titans heads=2 variant=mag segment=5 window=6 / -",
-           "titans heads=2 variant=mal segment=3 window=4 / -")
+WAYS_TEST(infini_attention, serials, "infini_attention heads=2 segment=5 / -",
+          "infini_attention heads=3 segment=4 update=delta / -")
+WAYS_TEST(titans_mac, serials, "titans heads=2 variant=mac segment=5 persistent=2 / -")
+WAYS_TEST(titans_beside, serials, "titans heads=2 variant=mag segment=5 window=6 / -",
+          "titans heads=2 variant=mal segment=3 window=4 memory=linear / -")
 
 static Suite *suite(void) {
   Suite *s = suite_create("ranks");
@@ -80,8 +94,10 @@ static Suite *suite(void) {
   tcase_add_loop_test(t, diagonal, 0, TRANSPORTS);
   tcase_add_loop_test(t, normalised, 0, TRANSPORTS);
   tcase_add_loop_test(t, mamba, 0, TRANSPORTS);
-  tcase_add_test(t, serial);
-  tcase_add_loop_test(t, recur, 0, 2);
+  tcase_add_loop_test(t, recur, 0, 3);
+  tcase_add_loop_test(t, ttt, 0, SERIALS);
+  tcase_add_loop_test(t, recurrent, 0, SERIALS);
+  tcase_add_loop_test(t, memory, 0, SERIALS);
   suite_add_tcase(s, t);
 
   TCase *a = tcase_create("attention");
@@ -92,9 +108,9 @@ static Suite *suite(void) {
   tcase_add_loop_test(a, hybrid, 0, ATTENTIONS);
   tcase_add_test(a, windows);
   tcase_add_test(a, longnet);
-  tcase_add_test(a, infini_attention);
-  tcase_add_test(a, titans_mac);
-  tcase_add_test(a, titans_beside);
+  tcase_add_loop_test(a, infini_attention, 0, SERIALS);
+  tcase_add_loop_test(a, titans_mac, 0, SERIALS);
+  tcase_add_loop_test(a, titans_beside, 0, SERIALS);
   suite_add_tcase(s, a);
   return s;
 }

@@ -44,7 +44,15 @@ static wf_tensor *step(wf_run *r, const void *self, const wf_seq_span *span, wf_
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   const elman *e = self;
   wf_tensor *first = wf_value(e->first);
-  return wf_seq_serial(r, 1, e->slot, 1, &first, 1, &x, step, e);
+  wf_seq_serial_in in = {.segment = 1,
+                         .slot = e->slot,
+                         .n_state = 1,
+                         .init = &first,
+                         .n_x = 1,
+                         .x = &x,
+                         .piece = step,
+                         .self = e};
+  return wf_seq_serial(r, &in);
 }
 
 static const wf_layer_type type = {.kind = WF_LAYER_MIXER,
@@ -117,7 +125,15 @@ static wf_tensor *seg_forward(wf_run *r, const void *self, wf_tensor *x) {
   wf_tensor *init[3] = {wf_value(g->first), wf_zeros(c, "test", x->dtype, WF_SHAPE(g->d)),
                         wf_zeros(c, "test", x->dtype, WF_SHAPE(2, g->d))};
   wf_tensor *in[2] = {x, g->o.inside ? x : wf_seq_conv(r, g->conv, x, wf_value(g->taps), NULL, false)};
-  return wf_seq_serial(r, g->o.segment, g->slot, g->o.inside ? 3 : 2, init, 2, in, seg_piece, g);
+  wf_seq_serial_in serial = {.segment = g->o.segment,
+                             .slot = g->slot,
+                             .n_state = g->o.inside ? 3 : 2,
+                             .init = init,
+                             .n_x = 2,
+                             .x = in,
+                             .piece = seg_piece,
+                             .self = g};
+  return wf_seq_serial(r, &serial);
 }
 
 static const wf_layer_type seg_type = {.kind = WF_LAYER_MIXER,
