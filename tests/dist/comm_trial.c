@@ -1,6 +1,7 @@
 #include "tests/dist/comm_trial.h"
 
 #include <math.h>
+#include <string.h>
 #include "dist/comm_impl.h"
 
 /* ---- a rank's tensors ---- */
@@ -128,6 +129,33 @@ static void try_pairs(const trial *t) {
   for (int64_t i = 0; i < t->n; i++) EXPECT(y, i, value(peer, i));
 }
 
+/* Several messages before any is received, a large one among them, in the order of the calls; what is left is
+ * a copy where there is nothing to wait for. */
+static void try_left(const trial *t) {
+  const int size = wf_comm_size(t->c), rank = wf_comm_rank(t->c);
+  const int next = (rank + 1) % size, before = (rank + size - 1) % size;
+  const int64_t n[] = {t->n, t->n + 1,
+                       t->later && t->dtype == WF_F32 && t->c->most > 1200000 ? 1200000 : t->n, t->n};
+  enum { N = sizeof n / sizeof *n };
+  wf_pending *sent[N];
+  for (int k = 0; k < N; k++) {
+    wf_tensor *x = made(t->b, t->dtype, n[k], rank + k);
+    if (k == 1)
+      WF_RANK_OK(wf_comm_send(t->c, x, next, &sent[k]));
+    else
+      WF_RANK_OK(wf_comm_leave(t->c, x, next, &sent[k]));
+    if (!sent[k] && wf_device_kind(x->storage->dev) == WF_CPU)
+      memset(wf_data(x), 0x7f, (size_t)n[k] * wf_dtype_size(x->dtype));
+  }
+  for (int k = 0; k < N; k++) {
+    wf_tensor *y = made(t->b, t->dtype, n[k], -1);
+    WF_RANK_OK(wf_comm_recv(t->c, y, before, NULL));
+    y = on_host(t->b, y);
+    for (int64_t i = 0; i<n[k]; i += n[k]> 100000 ? 997 : 1) EXPECT(y, i, value(before + k, i));
+  }
+  for (int k = 0; k < N; k++) done(t, &sent[k]);
+}
+
 void try_broadcast(const trial *t) {
   for (int root = 0; root < wf_comm_size(t->c); root++) {
     wf_pending *p = NULL;
@@ -232,6 +260,7 @@ void try_all(wf_comm *c, wf_device_type kind, wf_dtype dtype, int64_t n, bool la
   const trial t = {c, &b, dtype, n, later};
   try_ring(&t);
   try_pairs(&t);
+  try_left(&t);
   try_broadcast(&t);
   try_all_reduce(&t);
   try_reduce_scatter(&t);
