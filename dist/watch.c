@@ -85,13 +85,13 @@ static void listen_to(wf_watch *w) {
   if (all) atomic_store(&w->reached, true);
 }
 
-static _Noreturn void give_up(const heard *h, int rank, const char *what, double seconds) {
+static _Noreturn void give_up(const wf_watch *w, const heard *h, int rank, const char *what, double seconds) {
   fprintf(stderr,
-          "weft: error: rank %d%s%s %s for %.0f s; it was last in step %lld, %s\n"
+          "weft: error: %s %d%s%s %s for %.0f s; it was last in step %lld, %s\n"
           "  hint: the job ends here; weft train --resume goes on from the last checkpoint "
           "(parallel.timeout, parallel.step_timeout say how long to wait)\n",
-          rank, *h->sign.host ? " on " : "", h->sign.host, what, seconds, (long long)h->sign.step,
-          *h->sign.phase ? h->sign.phase : "its start");
+          w->o.who ? w->o.who : "rank", rank, *h->sign.host ? " on " : "", h->sign.host, what, seconds,
+          (long long)h->sign.step, *h->sign.phase ? h->sign.phase : "its start");
   fflush(NULL);
   _exit(1); /* not MPI_Abort: the rank's own thread may be inside MPI */
 }
@@ -102,9 +102,9 @@ static void judge(wf_watch *w) {
   for (int r = w->rank == 0; r < (w->rank == 0 ? w->size : 1); r++) {
     const heard *h = &w->table[r];
     if (h->sign.leaving) continue;
-    if (now - h->at > w->o.silence) give_up(h, r, "gave no sign of life", now - h->at);
+    if (now - h->at > w->o.silence) give_up(w, h, r, "gave no sign of life", now - h->at);
     if (w->rank == 0 && w->o.stuck > 0 && h->sign.in_phase > w->o.stuck)
-      give_up(h, r, "came no further", h->sign.in_phase);
+      give_up(w, h, r, "came no further", h->sign.in_phase);
   }
 }
 

@@ -17,8 +17,9 @@ extern "C" {
 typedef struct wf_watch wf_watch;
 
 typedef struct wf_watch_options {
-  double silence; /* seconds without a sign */
-  double stuck;   /* seconds in one phase; 0: any */
+  double silence;  /* seconds without a sign */
+  double stuck;    /* seconds in one phase; 0: any */
+  const char *who; /* what the ranks of `world` are called, lives for ever; NULL: "rank" */
 } wf_watch_options;
 
 /* Of all ranks of `world`. *out is NULL for one rank, and, with *warning set to a text that lives for ever,

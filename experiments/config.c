@@ -396,8 +396,32 @@ static wf_status check_shares(const wf_config_block *blocks, size_t n, const wf_
   return WF_OK;
 }
 
+/* Nothing that a bitwise run computes may follow from where it runs. */
+static wf_status check_bitwise(const wf_config *c, const wf_yaml_node *root) {
+  if (!c->parallel.bitwise) return WF_OK;
+  if (c->parallel.data == WF_AUTO_I64)
+    return at_key(root, "parallel", "bitwise",
+                  wf_hint(WF_FAIL(WF_EINVAL, "parallel.bitwise needs parallel.data: data x sequence virtual "
+                                             "ranks are the same on any number of processes"),
+                          "give parallel.data a number, 1 if only sequences are shared"));
+  if (c->run.device != WF_DEVICE_CPU)
+    return at_key(root, "parallel", "bitwise",
+                  wf_hint(WF_FAIL(WF_EUNSUPPORTED, "parallel.bitwise is for CPUs: kernels of GPUs need not "
+                                                   "add in one order"),
+                          "set run.device: cpu, or leave bitwise out"));
+  if (c->run.threads != WF_AUTO_I64 && c->run.threads != 1)
+    return at_key(root, "parallel", "bitwise",
+                  wf_hint(WF_FAIL(WF_EINVAL,
+                                  "run.threads is %lld, but a virtual rank of parallel.bitwise is "
+                                  "one thread",
+                                  (long long)c->run.threads),
+                          "leave run.threads out: a process runs a thread for each of its virtual ranks"));
+  return WF_OK;
+}
+
 static wf_status check_all(const wf_config *c, const wf_yaml_node *root) {
   WF_TRY(check_batch(c, root));
+  WF_TRY(check_bitwise(c, root));
   const wf_status rules = wf_opt_rules_check(c->train.rules);
   if (rules != WF_OK) return at_key(root, "train", "rules", rules);
   const int64_t positions = c->model.max_positions;

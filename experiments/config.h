@@ -112,6 +112,7 @@ typedef struct wf_config_train {
 typedef struct wf_config_parallel {
   int64_t data, sequence, zero, bucket;
   int layout, attention, scan, serial, transport;
+  bool bitwise;
   char *link; /* "auto", or as experiments/link.h reads it */
   double timeout, step_timeout;
 } wf_config_parallel;

@@ -84,10 +84,31 @@ static wf_status keep_link(const wf_config_parallel *stored, wf_config_parallel 
   return WF_OK;
 }
 
+/* A bitwise run that goes on as one keeps all by which its ranks compute. */
+static wf_status keep_bitwise(const wf_option *table, const wf_config_parallel *stored,
+                              const wf_config_parallel *now) {
+  static const char *const free_to_change[] = {"transport", "timeout", "step_timeout"};
+  if (!stored->bitwise || !now->bitwise) return WF_OK;
+  for (const wf_option *o = table; o->name; o++) {
+    bool may = wf_options_equal(o, stored, now);
+    for (size_t i = 0; i < sizeof free_to_change / sizeof *free_to_change; i++)
+      may |= strcmp(o->name, free_to_change[i]) == 0;
+    if (may) continue;
+    char was[80], is[80];
+    return wf_hint(WF_FAIL(WF_EINVAL, "parallel.%s was %s when the run began and is %s now", o->name,
+                           shown(o, stored, was), shown(o, now, is)),
+                   "a bitwise run keeps its virtual ranks and how they work together; their processes may be "
+                   "more or fewer. Without parallel.bitwise it goes on anyhow");
+  }
+  return WF_OK;
+}
+
 wf_status wf_config_resume(const wf_config *stored, wf_config *now) {
   for (const wf_config_section *s = wf_config_sections; s->name; s++)
     WF_TRY(compare(s->table, s->name, (const char *)stored + s->offset, (char *)now + s->offset));
   WF_TRY(keep_link(&stored->parallel, &now->parallel));
+  for (const wf_config_section *s = wf_config_sections; s->name; s++)
+    if (strcmp(s->name, "parallel") == 0) WF_TRY(keep_bitwise(s->table, &stored->parallel, &now->parallel));
   WF_TRY(compare_blocks("model.blocks", stored->model.blocks, stored->model.n_blocks, now->model.blocks,
                         now->model.n_blocks));
   WF_TRY(compare_parts("train.optimizer", &stored->train.optimizer, &now->train.optimizer));

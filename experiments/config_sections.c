@@ -121,6 +121,10 @@ static const wf_option parallel_table[] = {
                 "1: optimiser state is divided over all ranks; 0: each has all"),
     WF_OPT_I64F(wf_config_parallel, bucket, "4194304", 1, HUGE_COUNT, WF_OPT_RESUME,
                 "bytes of gradients, or more, that are summed over the ranks at once"),
+    WF_OPT_BOOLF(
+        wf_config_parallel, bitwise, "false", WF_OPT_RESUME,
+        "data x sequence counts virtual ranks, threads of any number of processes that divides them: "
+        "the same bytes on any"),
     WF_OPT_F64F(wf_config_parallel, timeout, "60", 1, 1e6, WF_OPT_RESUME,
                 "seconds without a sign of life from a rank before the job ends"),
     WF_OPT_F64F(wf_config_parallel, step_timeout, "3600", 0, 1e9, WF_OPT_RESUME,

@@ -15,7 +15,7 @@
 
 /* ---- opening ---- */
 
-static wf_status open_world(const wf_config *cfg, wf_comm **out) {
+wf_status wf_parallel_processes(const wf_config *cfg, wf_comm **out) {
   int transport = cfg->parallel.transport, ranks = 1;
   bool launched = wf_comm_launched(&ranks);
   if (transport == WF_CARRIER_NCCL)
@@ -47,8 +47,7 @@ static wf_status shape_of(const wf_config *cfg, int ranks, int *data, int *seque
                  "start weft with mpirun -n %lld, or leave parallel.data out", (long long)(d * s));
 }
 
-/* The same config and the same program on every rank. */
-static wf_status check_same(const wf_config *cfg, wf_comm *c) {
+wf_status wf_parallel_same(const wf_config *cfg, wf_comm *c) {
   char *text;
   WF_TRY(wf_config_print(cfg, &text));
   uint64_t hash = XXH3_64bits(text, strlen(text));
@@ -68,32 +67,33 @@ static void share_threads(const wf_config *cfg, const wf_comm *world) {
   omp_set_num_threads(mine > 1 ? mine : 1);
 }
 
-wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out) {
-  wf_comm *world;
+wf_status wf_parallel_open(const wf_config *cfg, wf_comm *world, wf_mesh *out) {
   int data = 1, sequence = 1;
   *out = (wf_mesh){0};
-  WF_TRY(open_world(cfg, &world));
+  if (!world) WF_TRY(wf_parallel_processes(cfg, &world));
   wf_status st = shape_of(cfg, wf_comm_size(world), &data, &sequence);
-  if (st == WF_OK && wf_comm_size(world) > 1) st = check_same(cfg, world);
+  if (st == WF_OK && wf_comm_size(world) > 1) st = wf_parallel_same(cfg, world);
   if (st != WF_OK) {
     wf_comm_free(world);
     return st;
   }
-  share_threads(cfg, world);
+  if (!cfg->parallel.bitwise) share_threads(cfg, world);
   WF_TRY(wf_mesh_open(world, data, sequence, WF_LAYOUT_CONTIGUOUS, out));
   if (sequence == 1) return WF_OK;
   out->dist.cost = &out->cost;
   out->cost = wf_cost_default();
   out->cost.threads = omp_get_max_threads();
-  if (strcmp(cfg->parallel.link, "auto") == 0) return wf_cost_calibrate(out->world, &out->cost);
+  if (strcmp(cfg->parallel.link, "auto") == 0)
+    return cfg->parallel.bitwise ? WF_OK : wf_cost_calibrate(out->world, &out->cost);
   return wf_link_read("parallel.link", cfg->parallel.link, &out->cost);
 }
 
 wf_status wf_parallel_link(wf_config *cfg, wf_mesh *mesh, bool *measured) {
   char text[80];
-  *measured = strcmp(cfg->parallel.link, "auto") == 0;
+  const bool open = strcmp(cfg->parallel.link, "auto") == 0;
+  *measured = open && !cfg->parallel.bitwise;
   if (wf_comm_size(mesh->sequence) == 1) return WF_OK;
-  if (*measured) {
+  if (open) {
     wf_link_print(&mesh->cost, text);
     char *link = wf_strdup("config", text);
     if (!link) return WF_ENOMEM;

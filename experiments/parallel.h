@@ -16,12 +16,17 @@
 extern "C" {
 #endif
 
-/* The job's ranks as the config's mesh, before anything else is opened: one without mpirun. Sets the threads
+/* The processes of the job, by parallel.transport: one without mpirun. */
+wf_status wf_parallel_processes(const wf_config *cfg, wf_comm **out);
+/* WF_EPEER unless all ranks have the same config and the same program. */
+wf_status wf_parallel_same(const wf_config *cfg, wf_comm *c);
+/* The job's ranks as the config's mesh, before anything else is opened: those of `world`, which it takes over
+ * also when it fails, or where that is NULL the processes, one without mpirun. Sets the threads
  * of this process where the config leaves them open. Errors with hints: a mesh that does not fit the number
  * of ranks, a transport this build lacks, ranks with different configs or another weft. The caller closes. */
-wf_status wf_parallel_open(const wf_config *cfg, wf_mesh *out);
+wf_status wf_parallel_open(const wf_config *cfg, wf_comm *world, wf_mesh *out);
 /* The link of a sequence's ranks, as the scans of this run and of those that resume it take it: what the
- * config says, else what wf_parallel_open has measured, which it then says. */
+ * config says, else what wf_parallel_open has measured (nothing in a bitwise run), which it then says. */
 wf_status wf_parallel_link(wf_config *cfg, wf_mesh *mesh, bool *measured);
 /* How sequences lie over their ranks and what passes between them. Where the config leaves the layout to us
  * it is known with the model: zigzag for attention over everything before, else contiguous. Same on all

@@ -18,6 +18,7 @@
 #include "experiments/rates.h"
 #include "experiments/report.h"
 #include "experiments/shards.h"
+#include "experiments/virtual.h"
 #include "layers/stream.h"
 #include "optim/schedule.h"
 
@@ -29,6 +30,7 @@
 typedef struct run {
   wf_config *cfg;
   wf_train_options *o;
+  const wf_seat *seat; /* NULL: the process is the rank */
   wf_watch *watch;
   char *config_text; /* resolved, as stored */
   wf_mesh mesh;
@@ -336,7 +338,7 @@ static wf_status bad_step(run *r, const step_result *s) {
 static wf_status fitting(run *r, wf_status s) {
   if (s != WF_ENOMEM) return s;
   int64_t seq_len = r->cfg->data.seq_len, now = sequences(r), fits = now / 2;
-  double had = (double)(wf_mem_peak() - r->before_steps),
+  double had = (double)(wf_mem_peak() - r->before_steps) / (r->seat ? r->seat->each : 1),
          needs = wf_model_activation_bytes(r->model, tokens_at_once(r));
   if (had / needs < (double)fits) fits = (int64_t)(had / needs);
   if (fits >= 1)
@@ -455,12 +457,16 @@ static void fail_alone(const run *r) {
 static wf_status open_ranks(run *r) {
   const wf_config_parallel *p = &r->cfg->parallel;
   const char *warning;
-  WF_TRY(wf_parallel_open(r->cfg, &r->mesh));
+  WF_TRY(wf_parallel_open(r->cfg, r->seat ? r->seat->world : NULL, &r->mesh));
   r->leads = r->o->leads = wf_parallel_leads(&r->mesh);
   r->out = r->leads ? stdout : fopen("/dev/null", "w");
   if (!r->out) return WF_FAIL(WF_EIO, "cannot write to /dev/null");
-  WF_TRY(
-      wf_watch_start(r->mesh.world, &(wf_watch_options){p->timeout, p->step_timeout}, &r->watch, &warning));
+  if (r->seat) {
+    r->watch = r->seat->watch;
+    return WF_OK;
+  }
+  WF_TRY(wf_watch_start(r->mesh.world, &(wf_watch_options){p->timeout, p->step_timeout, NULL}, &r->watch,
+                        &warning));
   if (warning) fprintf(r->out, "warning: %s\n", warning);
   return WF_OK;
 }
@@ -501,11 +507,15 @@ static wf_status train(run *r) {
   return s;
 }
 
-wf_status wf_train(wf_config *cfg, wf_train_options *o) {
-  run r = {.cfg = cfg, .o = o, .last_saved = -1};
+static wf_status train_rank(wf_config *cfg, wf_train_options *o, const wf_seat *seat) {
+  run r = {.cfg = cfg, .o = o, .seat = seat, .last_saved = -1};
   r.metrics.fd = -1;
   wf_status s = train(&r);
-  if (r.watch) wf_watch_stop(r.mesh.world, r.watch);
+  if (r.watch && !seat) wf_watch_stop(r.mesh.world, r.watch);
   close_run(&r);
   return s;
+}
+
+wf_status wf_train(wf_config *cfg, wf_train_options *o) {
+  return cfg->parallel.bitwise ? wf_virtual_run(cfg, o, train_rank) : train_rank(cfg, o, NULL);
 }
