@@ -1,4 +1,4 @@
-/* faulty_weft: weft with a layer that fails on one rank at one step, for test_faults.c.
+/* faulty_weft: weft with a layer that fails on one rank of a sequence at one step, for test_faults.c.
  *
  *     WEFT_FAULT=nan:1:5   rank 1 multiplies by NaN in the 6th step
  *     WEFT_FAULT=sleep:1:5 ... never comes back from it
@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/memory.h"
+#include "dist/part.h"
 #include "experiments/command.h"
 #include "layers/layer.h"
 
@@ -28,11 +29,11 @@ static wf_status init(wf_build *b, const void *options, void **self) {
 
 static wf_tensor *forward(wf_run *r, const void *self, wf_tensor *x) {
   wf_param *const *weight = self;
-  const char *fault = getenv("WEFT_FAULT"), *mine = getenv("OMPI_COMM_WORLD_RANK");
+  const char *fault = getenv("WEFT_FAULT");
   char kind[16];
   int rank, step;
-  if (!r->train || !fault || !mine || sscanf(fault, "%15[a-z]:%d:%d", kind, &rank, &step) != 3) return x;
-  if (rank != atoi(mine) || step != r->step) return x;
+  if (!r->train || !fault || !r->part || sscanf(fault, "%15[a-z]:%d:%d", kind, &rank, &step) != 3) return x;
+  if (rank != wf_comm_rank(r->part->dist->comm) || step != r->step) return x;
   if (strcmp(kind, "error") == 0) return wf_poison(r->c, WF_FAIL(WF_ENUMERIC, "the layer fails, as asked"));
   while (strcmp(kind, "sleep") == 0) sleep(1);
   if (strcmp(kind, "drift") != 0) return wf_affine(r->c, x, NAN, 0);

@@ -28,7 +28,7 @@ static const char config[] = "data: {store: text.h5, seq_len: 32}\n"
 
 /* start ARGUMENTS...: two ranks in the background, once they have saved a checkpoint; rank N: its process. */
 static const char functions[] =
-    "start() { mpirun -n 2 " WEFT_FAULTY " train c.yaml \"$@\" > log 2>&1 & job=$!; n=0\n"
+    "start() { mpirun -n 2 " WEFT_FAULTY " train c.yaml $MORE \"$@\" > log 2>&1 & job=$!; n=0\n"
     "  until ls runs/f/checkpoints/*.h5 > /dev/null 2>&1; do\n"
     "    sleep 0.05; n=$((n + 1)); [ $n -lt 600 ] || { cat log; exit 8; }; done; }\n"
     "rank() { for p in $(pgrep -f " WEFT_FAULTY "); do\n"
@@ -65,9 +65,9 @@ static void goes_on(void) {
   char line[1200];
   snprintf(line, sizeof line,
            "to=$(($(ls runs/f/checkpoints | tail -1 | sed 's/step-0*//; s/.h5//') + 7))\n"
-           "mpirun -n 2 " WEFT_FAULTY " train c.yaml --resume --set train.steps=$to &&\n"
+           "mpirun -n 2 " WEFT_FAULTY " train c.yaml $MORE --resume --set train.steps=$to &&\n"
            "mpirun -n 2 " WEFT_FAULTY
-           " train c.yaml --set run.name=whole --set train.steps=$to --overwrite &&\n"
+           " train c.yaml $MORE --set run.name=whole --set train.steps=$to --overwrite &&\n"
            "for r in f whole; do tail -1 runs/$r/metrics.jsonl | sed 's/.*\"loss\": *\\([^,]*\\),.*/\\1/' > "
            "$r.loss; done; "
            "cmp f.loss whole.loss");
@@ -156,6 +156,67 @@ START_TEST(usr1_saves_and_asks_to_be_queued_again) {
 }
 END_TEST
 
+/* ---- four virtual ranks on two processes ---- */
+
+static void be_virtual(void) {
+  setenv("MORE", "--set parallel.bitwise=true --set parallel.data=1 --set parallel.sequence=4", 1);
+}
+static void be_usual(void) {
+  unsetenv("MORE");
+  unsetenv("WEFT_FAULT");
+}
+
+START_TEST(a_virtual_rank_that_fails_ends_the_job) {
+  setenv("WEFT_FAULT", "error:3:12", 1);
+  ck_assert_msg(lines("start; wait $job; [ $? -ne 0 ] && cat log", 60) == 0, "%s", output);
+  unsetenv("WEFT_FAULT");
+  says("weft: error: rank 3, step 13: ");
+  says("the layer fails, as asked");
+  goes_on();
+}
+END_TEST
+
+START_TEST(alone_in_its_process_too) {
+  setenv("WEFT_FAULT", "error:1:12", 1);
+  ck_assert_msg(lines("! " WEFT_FAULTY " train c.yaml $MORE > log 2>&1 && cat log", 60) == 0, "%s", output);
+  says("bitwise: 4 virtual ranks on 1 process\n");
+  says("weft: error: rank 1, step 13: ");
+}
+END_TEST
+
+START_TEST(a_virtual_rank_with_a_nan_skips_the_step) {
+  setenv("WEFT_FAULT", "nan:3:12", 1);
+  run("mpirun -n 2 " WEFT_FAULTY " train c.yaml $MORE --set train.steps=20");
+  says("step 13 skipped: loss ");
+  says("first on rank 3");
+}
+END_TEST
+
+START_TEST(a_stopped_process_is_noticed) {
+  ck_assert_msg(lines("start; kill -STOP $(rank 1); wait $job; [ $? -ne 0 ] && cat log", 60) == 0, "%s",
+                output);
+  says("process 1 on ");
+  says("gave no sign of life");
+  goes_on();
+}
+END_TEST
+
+START_TEST(a_virtual_rank_that_hangs_is_noticed) {
+  setenv("WEFT_FAULT", "sleep:3:12", 1);
+  ck_assert_msg(lines("start --set parallel.step_timeout=2; wait $job; [ $? -ne 0 ] && cat log", 60) == 0,
+                "%s", output);
+  says("came no further for");
+  says("in step 13, ");
+}
+END_TEST
+
+START_TEST(usr1_to_a_process_of_virtual_ranks) {
+  ck_assert_msg(lines("start; kill -USR1 $(rank 1); finish 75", 60) == 0, "%s", output);
+  says("stopped by a signal after step");
+  goes_on();
+}
+END_TEST
+
 static void clean(void) {
   ck_assert_int_eq(shell("rm -rf runs log"), 0);
 }
@@ -174,6 +235,18 @@ static Suite *suite(void) {
   tcase_add_test(t, a_rank_with_other_weights_ends_the_job);
   tcase_add_test(t, a_full_disk_of_rank_0_ends_the_job);
   tcase_add_test(t, usr1_saves_and_asks_to_be_queued_again);
+  suite_add_tcase(s, t);
+  t = tcase_create("virtual");
+  tcase_set_timeout(t, 120);
+  tcase_add_unchecked_fixture(t, make_text, temp_dir_remove);
+  tcase_add_checked_fixture(t, clean, NULL);
+  tcase_add_checked_fixture(t, be_virtual, be_usual);
+  tcase_add_test(t, a_virtual_rank_that_fails_ends_the_job);
+  tcase_add_test(t, alone_in_its_process_too);
+  tcase_add_test(t, a_virtual_rank_with_a_nan_skips_the_step);
+  tcase_add_test(t, a_stopped_process_is_noticed);
+  tcase_add_test(t, a_virtual_rank_that_hangs_is_noticed);
+  tcase_add_test(t, usr1_to_a_process_of_virtual_ranks);
   suite_add_tcase(s, t);
   return s;
 }
