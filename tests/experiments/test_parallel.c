@@ -88,7 +88,7 @@ START_TEST(any_mesh_takes_the_same_steps) {
     const char *name, *arguments;
   } meshes[] = {
       {2, "data2", ""},
-      {2, "sequence2", "--set parallel.sequence=2 --set parallel.attention=ring"},
+      {2, "sequence2", "--set parallel.sequence=2 --set parallel.attention=ring --set parallel.serial=turns"},
       {3, "sequence3", "--set parallel.sequence=3 --set parallel.layout=contiguous"},
       {4, "sequence4", "--set parallel.sequence=4 --set parallel.attention=usp"},
       {3, "data3", "--set parallel.bucket=3000"}, /* of 8 sequences, in many buckets */
@@ -143,6 +143,7 @@ START_TEST(carried_states_take_any_mesh) {
   train(3, "lanes3", CARRY); /* of 2 lanes */
   same_curve("lanes3", one);
   train(2, "pieces2", CARRY "--set parallel.sequence=2 --set parallel.layout=zigzag --set train.stream=20");
+  ck_assert_msg(strstr(output, "serial mixers: all-to-all over 4 shards, efficiency 1.00"), "%s", output);
   same_curve("pieces2", one);
   train(4, "walk", CARRY "--set train.steps=10 --set parallel.sequence=2");
   train(2, "walk", CARRY "--set train.steps=20 --resume");
