@@ -75,18 +75,20 @@ make_hosts() {
 }
 make_hosts || skip "this system gives no network namespaces, bridges or rate limits"
 
-# What mpirun starts instead of ssh: the last number of the address names the namespace.
+# What mpirun starts instead of ssh: the last number of the address names the namespace. Hosts have no files in common:
+# each has a folder of its own where Open MPI keeps those of a job.
 cat >"$work/agent" <<EOF
 #!/bin/sh
-host=\$1
+host=\$((\${1##*.} - 1))
 shift
-exec ip netns exec $job-\$((\${host##*.} - 1)) sh -c "\$*"
+mkdir -p $work/tmp\$host
+export TMPDIR=$work/tmp\$host
+exec ip netns exec $job-\$host sh -c "\$*"
 EOF
 chmod +x "$work/agent"
 
-# The hosts share one /tmp: each keeps what it knows of the job to itself (gds).
 over_hosts() {
-  PMIX_MCA_gds=hash OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --hostfile "$work/hosts" -n "$hosts" \
+  OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun --hostfile "$work/hosts" -n "$hosts" \
     --mca plm_rsh_agent "$work/agent" --mca plm rsh --mca btl tcp,self --mca btl_tcp_if_include 10.213.7.0/24 \
     --mca oob_tcp_if_include 10.213.7.0/24 --mca mpi_yield_when_idle 1 --bind-to none -x OMP_NUM_THREADS=1 \
     -x OMP_WAIT_POLICY=passive "$@"
