@@ -15,6 +15,7 @@ struct wf_chain {
   wf_chain_spec s;
   const wf_part *p;
   wf_comm *comm;
+  wf_chain *next; /* whose `before` this is */
   int n, n_own, home;
   int64_t n_a, n_b;  /* elements */
   bool enters, last; /* a state enters the first segment; the last one's map is wanted too */
@@ -137,6 +138,8 @@ static wf_status await_start(wf_chain *ch) {
 
 /* ---- relay ---- */
 
+/* A block's state is asked for when that of the block before has come: all at once would share the link and
+ * come together, when the last one can. */
 static wf_status relay_expect(wf_chain *ch, int j) {
   if (j >= ch->n_own) return WF_OK;
   int k = turned_slot(ch, j), i = at(ch, k);
@@ -154,12 +157,16 @@ static wf_status relay_turn(wf_chain *ch, int j) {
     WF_TRY(wf_comm_wait(&ch->waits[k]));
     ch->state[k] = ch->in[k].B;
   } /* else the turn before has set it */
+  if (ch->next) WF_TRY(relay_expect(ch->next, j));
   if (wf_chain_needs(ch, k)) {
     WF_TRY(after(ch, i, &ch->own[k], ch->state[k], &ch->leaves[k]));
     if (i + 1 < ch->n && mine(ch, i + 1)) ch->state[slot(ch, i + 1)] = ch->leaves[k];
     if (i + 1 < ch->n && !mine(ch, i + 1)) WF_TRY(post(ch, ch->leaves[k], owner(ch, i + 1)));
   }
-  return relay_expect(ch, j + 1);
+  if (ch->next) return WF_OK;
+  wf_chain *first = ch;
+  while (first->s.before) first = first->s.before;
+  return relay_expect(first, j + 1);
 }
 
 /* ---- gather ---- */
@@ -305,6 +312,7 @@ wf_status wf_chain_open(const wf_chain_spec *s, wf_tensor *start, wf_chain **out
   WF_CALLOC(ch, "dist", 1);
   *out = ch;
   *ch = (wf_chain){.s = *s, .p = p, .comm = p->dist->comm, .n = p->n_segments, .n_own = p->n_own};
+  if (s->before) s->before->next = ch;
   ch->home = wf_part_owner(p, p->n_segments - 1);
   ch->enters = p->enters && !s->turned;
   ch->last = s->kind == WF_CARRY_MAX;
@@ -363,7 +371,7 @@ wf_status wf_chain_start(wf_chain *ch, wf_tensor *A, wf_tensor *B) {
     }
   }
   if (gather) return gather_start(ch);
-  if (ch->s.transport == WF_TRANSPORT_RELAY) return relay_expect(ch, 0);
+  if (ch->s.transport == WF_TRANSPORT_RELAY) return ch->s.before ? WF_OK : relay_expect(ch, 0);
   if (wf_chain_turns(ch) > 0) return log_post(ch, 1);
   for (int k = 0; k < ch->n_own; k++) ch->state[k] = ch->start; /* a single segment */
   return WF_OK;

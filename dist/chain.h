@@ -29,6 +29,8 @@
 extern "C" {
 #endif
 
+typedef struct wf_chain wf_chain;
+
 typedef struct wf_chain_spec {
   wf_ctx *c;
   const wf_part *part;
@@ -36,10 +38,9 @@ typedef struct wf_chain_spec {
   bool turned; /* gradients: from the last segment to the first */
   wf_transport transport;
   wf_dtype dtype;
-  wf_desc A, B; /* of one lane set: [n_lanes, ...]; A.ndim 0: the kind has no A */
+  wf_desc A, B;     /* of one lane set: [n_lanes, ...]; A.ndim 0: the kind has no A */
+  wf_chain *before; /* of the block before, whose state a relay asks for first; NULL: none */
 } wf_chain_spec;
-
-typedef struct wf_chain wf_chain;
 
 /* `start` [n_lanes, ...], at the owner of the last segment: the state that enters segment 0 or, turned, the
  * gradient of what the last segment leaves; NULL for none, and not read unless the part `enters` or turned.

@@ -15,7 +15,8 @@ static wf_status chain_open(wf_seg_work *w, wf_seg_block *x, wf_tensor *start) {
                      .part = w->p,
                      .turned = w->turned,
                      .transport = (wf_transport)w->a->transport,
-                     .dtype = x->out[w->carry->left]->dtype};
+                     .dtype = x->out[w->carry->left]->dtype,
+                     .before = x > w->b ? x[-1].chain : NULL};
   wf_call call = wf_seg_call(w, x->in, 0, NULL);
   s.kind = w->carry->kind(&call, &s.A);
   if (s.kind == WF_CARRY_MAX && s.transport != WF_TRANSPORT_RELAY)
