@@ -99,6 +99,29 @@ int wf_ranks_launched(void) {
   return processes ? wf_comm_size(processes) * (each ? each : 1) : 0;
 }
 
+bool wf_ranks_fit(int n) {
+  return !processes || wf_ranks_launched() == n;
+}
+
+void wf_ranks_sum(wf_comm *c, int64_t n, double *x) {
+  if (processes && n) WF_RANK_OK(wf_comm_all_reduce_host(c, WF_F64, x, n, WF_REDUCE_SUM));
+}
+
+bool wf_matrix_whole(void) {
+  return getenv("WEFT_MATRIX") != NULL;
+}
+
+void wf_matrix_note(const char *what, const char *layout, const char *transport, const char *rows,
+                    const char *type, int ranks, double error, double plain) {
+  const char *path = getenv("WEFT_MATRIX");
+  if (!path || (processes && wf_comm_rank(processes) > 0)) return;
+  FILE *f = fopen(path, "a"); /* a line is one write */
+  if (!f) ck_abort_msg("%s cannot be written", path);
+  fprintf(f, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%.3e\t%.3e\n", processes ? "mpi" : "threads", what, layout,
+          transport, rows, type, ranks, error, plain);
+  fclose(f);
+}
+
 int wf_ranks_main(Suite *(*make)(void)) {
   if (!wf_comm_launched(NULL)) return wf_check_main(make);
   if (wf_comm_mpi(&processes) != WF_OK) {

@@ -29,6 +29,19 @@ void wf_ranks_run(int n, void (*body)(wf_comm *c, void *arg), void *arg);
 
 /* The ranks of mpirun, or 0 where ranks are threads of one process. */
 int wf_ranks_launched(void);
+/* Does wf_ranks_run run a body on n ranks here? */
+bool wf_ranks_fit(int n);
+/* Under mpirun x[n] becomes the sum over the ranks, inside a body; threads add up in their shared memory. */
+void wf_ranks_sum(wf_comm *c, int64_t n, double *x);
+
+/* ---- the matrix: tests/dist/matrix.sh ---- */
+
+/* WEFT_MATRIX names a file: run all combinations, not only those of the quick tests, and note each there. */
+bool wf_matrix_whole(void);
+/* A case that has been run: what (a primitive or a layer), its layout, transport, rows, type and ranks; its
+ * error, and in float32 that of one process (else 0). */
+void wf_matrix_note(const char *what, const char *layout, const char *transport, const char *rows,
+                    const char *type, int ranks, double error, double plain);
 
 _Noreturn void wf_rank_fail(const char *file, int line, const char *fmt, ...) WF_PRINTF(3, 4);
 

@@ -199,13 +199,15 @@ static void whole(const problem *p, wf_dtype dtype, double **result) {
 
 /* ---- the ranks ---- */
 
+static const char *const ways[] = {"auto", "ring", "gather", "all to all", "usp"};
+
 typedef struct job {
   const problem *p;
   const wf_layout *layout;
   wf_dist_attention way;
   wf_dtype dtype;
   double *const *exact, *const *plain; /* of float64, and of the same type in one process */
-  const char *what;
+  const char *what, *layout_name;
 } job;
 
 /* The rank's rows, and which tokens of the problem they are. */
@@ -236,6 +238,7 @@ static wf_rows *local_rows(const wf_part *p, run *r) {
 }
 
 static void compare(const job *j, wf_comm *comm, double *const *result) {
+  double worst = 0, one = 0;
   for (int i = 0; i < RESULTS; i++) {
     int64_t n = tokens_of(j->p, i) * width_of(j->p, i);
     wf_error e = wf_compare(n, result[i], j->exact[i]), p = wf_compare(n, j->plain[i], j->exact[i]);
@@ -246,8 +249,19 @@ static void compare(const job *j, wf_comm *comm, double *const *result) {
                                    : e.err2 <= 2 * p.err2 + 1e-8 && e.errmax <= 2 * p.errmax + 1e-7;
     WF_RANK_ASSERT(good, "%s: %s: err2 %.2e errmax %.2e at %lld; one process %.2e %.2e", j->what, names[i],
                    e.err2, e.errmax, (long long)e.worst, p.err2, p.errmax);
+    worst = fmax(worst, e.err2), one = fmax(one, p.err2);
   }
-  (void)comm;
+  if (wf_comm_rank(comm)) return;
+  const shape *s = &j->p->s;
+  wf_matrix_note(s->window                      ? "attend, window"
+                 : s->kind == WF_ATTEND_SIGMOID ? "attend, sigmoid"
+                 : s->gates                     ? "attend, gates"
+                                                : "attend",
+                 j->layout_name, ways[j->way],
+                 j->p->n_rows > LANES ? "packed"
+                 : j->p->n_rows       ? "whole"
+                                      : "none",
+                 j->dtype == WF_F64 ? "f64" : "f32", wf_comm_size(comm), worst, one);
 }
 
 static wf_attend_size size_of(const problem *p, wf_dtype dtype) {
@@ -316,7 +330,7 @@ static void on_rank(wf_comm *comm, void *arg) {
 static const int64_t shares[][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                                      {5, 1, 0, 9, 2, 1, 0, 7, 1, 3, 0, 2, 1, 1, 4, 1}};
 static const int counts[] = {1, 2, 3, 4, 5, 8};
-static const char *const ways[] = {"auto", "ring", "gather", "all to all", "usp"};
+static const char *const layouts[] = {"contiguous", "zigzag", "contiguous uneven", "zigzag uneven"};
 
 static void every_layout(const problem *p, wf_dist_attention way, wf_dtype dtype) {
   double *exact[RESULTS], *plain[RESULTS];
@@ -333,7 +347,7 @@ static void every_layout(const problem *p, wf_dist_attention way, wf_dtype dtype
                        WF_OK);
       snprintf(what, sizeof what, "%s, %s, %s%s", ways[way], wf_dtype_name(dtype),
                k % 2 ? "zigzag" : "contiguous", k / 2 ? ", uneven" : "");
-      wf_ranks_run(counts[i], on_rank, &(job){p, layout, way, dtype, exact, plain, what});
+      wf_ranks_run(counts[i], on_rank, &(job){p, layout, way, dtype, exact, plain, what, layouts[k]});
       wf_layout_free(layout);
     }
   results_free(exact);
@@ -375,6 +389,7 @@ START_TEST(windows) {
   for (int i = 0; i < 4; i++) {
     problem p = make_problem(all[i / 2], i % 2 ? packed : long_ones);
     every_layout(&p, WF_ATTENTION_AUTO, WF_F64);
+    if (wf_matrix_whole()) every_layout(&p, WF_ATTENTION_AUTO, WF_F32);
   }
 }
 END_TEST
@@ -387,10 +402,11 @@ END_TEST
 
 START_TEST(in_float32) {
   const shape *const all[] = {&grouped, &both, &sigmoid};
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-    problem p = make_problem(all[i], i % 2 ? packed : long_ones);
-    every_layout(&p, (wf_dist_attention)_i, WF_F32);
-  }
+  for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    for (size_t k = 0; k < 2; k++) {
+      problem p = make_problem(all[i], k ? packed : long_ones);
+      if (wf_matrix_whole() || k == i % 2) every_layout(&p, (wf_dist_attention)_i, WF_F32);
+    }
 }
 END_TEST
 
@@ -403,7 +419,8 @@ START_TEST(in_parts) {
   for (int i = 0; i < 2; i++) {
     wf_layout *layout;
     ck_assert_int_eq(wf_layout_create(WF_LAYOUT_ZIGZAG, 2 + i, NULL, &layout), WF_OK);
-    wf_ranks_run(2 + i, on_rank, &(job){&p, layout, WF_ATTENTION_RING, WF_F64, exact, exact, "in parts"});
+    wf_ranks_run(2 + i, on_rank,
+                 &(job){&p, layout, WF_ATTENTION_RING, WF_F64, exact, exact, "in parts", layouts[1]});
     wf_layout_free(layout);
   }
   results_free(exact);

@@ -6,7 +6,6 @@
 
 #include <check.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -269,9 +268,9 @@ void wf_trial_decode(wf_trial *x, double *logits) {
 
 /* ---- the contract ---- */
 
-static void agree(wf_trial *x, const char *what, const double *a, const double *b) {
+double wf_trial_agree(wf_trial *x, const char *what, const double *a, const double *b) {
   wf_params *ps = wf_model_params(x->m);
-  double tol = wf_model_dtype(x->m) == WF_F64 ? 1e-10 : 1e-4;
+  double tol = wf_model_dtype(x->m) == WF_F64 ? 1e-10 : 1e-4, worst = 0;
   for (int i = 0; i < ps->n; i++) {
     int64_t n = ps->param[i]->numel;
     wf_error e = wf_compare(n, a, b);
@@ -280,94 +279,11 @@ static void agree(wf_trial *x, const char *what, const double *a, const double *
     if (most < 1e-3 * tol) e = (wf_error){0};
     ck_assert_msg(e.err2 <= tol && e.errmax <= 10 * tol, "%s: gradient of %s: err2 %.2e errmax %.2e at %lld",
                   what, ps->param[i]->name, e.err2, e.errmax, (long long)e.worst);
+    worst = fmax(worst, e.err2);
     a += n;
     b += n;
   }
-}
-
-/* ---- ranks that exchange messages ---- */
-
-typedef struct shared {
-  int n_blocks;
-  const char *const *blocks;
-  const wf_trial_options *o;
-  wf_dist by;
-  int64_t stream, numel;
-  pthread_mutex_t lock;
-  double *grad, loss; /* sums over ranks */
-} shared;
-
-static void one_rank(wf_comm *comm, void *arg) {
-  shared *s = arg;
-  wf_cost cost = wf_cost_default();
-  wf_dist dist = s->by;
-  dist.comm = comm;
-  dist.cost = &cost;
-  wf_trial x;
-  wf_trial_make(&x, s->n_blocks, s->blocks, s->o);
-  x.dist = &dist;
-  double *grad = wf_calloc("test", (size_t)x.numel, sizeof *grad), loss;
-  wf_trial_gradient(&x, s->stream, grad, &loss);
-  if (cost.serial > 0 && dist.serial != WF_SERIAL_AUTO)
-    WF_RANK_ASSERT((cost.shards > 0) == (dist.serial == WF_SERIAL_ALL_TO_ALL), "%lld shards by way %d",
-                   (long long)cost.shards, (int)dist.serial);
-  pthread_mutex_lock(&s->lock);
-  s->loss += loss;
-  for (int64_t i = 0; i < x.numel; i++) s->grad[i] += grad[i];
-  pthread_mutex_unlock(&s->lock);
-  wf_free(grad);
-  wf_trial_free(&x);
-}
-
-/* Uneven parts, one shorter than any convolution, one without tokens. */
-static const int64_t shares[][16] = {{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
-                                     {9, 1, 5, 2, 0, 3, 7, 1, 1, 2, 1, 4, 1, 1, 3, 1}};
-
-static void ranks_agree(int n_blocks, const char *const *blocks, const wf_trial_options *o, int n,
-                        wf_layout_kind kind, int uneven, int64_t stream, const wf_dist *by, wf_trial *x,
-                        const double *plain, double loss) {
-  wf_layout *layout;
-  OK(wf_layout_create(kind, n, shares[uneven], &layout));
-  shared s = {.n_blocks = n_blocks, .blocks = blocks, .o = o, .by = *by, .stream = stream};
-  s.by.layout = layout;
-  s.grad = wf_calloc("test", (size_t)x->numel, sizeof *s.grad);
-  pthread_mutex_init(&s.lock, NULL);
-  wf_ranks_run(n, one_rank, &s);
-  pthread_mutex_destroy(&s.lock);
-  char what[120];
-  snprintf(what, sizeof what,
-           "%d ranks, %s, %s, attention %d, transport %d, serial %d, stream %lld, packed %d, recompute %d", n,
-           kind == WF_LAYOUT_ZIGZAG ? "zigzag" : "contiguous", uneven ? "uneven" : "even", (int)by->attention,
-           (int)by->transport, (int)by->serial, (long long)stream, o->packed, o->recompute);
-  ck_assert_msg(fabs(s.loss - loss) <= 1e-10 * fabs(loss), "%s: loss %.17g, not %.17g", what, s.loss, loss);
-  agree(x, what, s.grad, plain);
-  wf_free(s.grad);
-  wf_layout_free(layout);
-}
-
-void wf_trial_ranks_by(int n_blocks, const char *const *blocks, const wf_dist *by) {
-  for (int k = 0; k < 4; k++) {
-    wf_trial_options o = {.dtype = WF_F64, .dropout = k == 3 ? 0.2 : 0, .packed = k & 1, .recompute = k & 2};
-    wf_trial x;
-    wf_trial_make(&x, n_blocks, blocks, &o);
-    double *plain = wf_calloc("test", (size_t)x.numel, sizeof *plain), loss;
-    wf_trial_gradient(&x, 0, plain, &loss);
-    const int all[] = {1, 2, 3, by->attention == WF_ATTENTION_ALL_TO_ALL ? 6 : 5, 4, 8};
-    const int teams[] = {4, 6, 4, 6}, *ranks = by->attention == WF_ATTENTION_USP ? teams : all;
-    const int n_ranks = by->serial == WF_SERIAL_ALL_TO_ALL ? 6 : 4;
-    for (int i = k & 1; i < n_ranks; i += 1 + (k > 1)) {
-      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_CONTIGUOUS, k & 1, 0, by, &x, plain, loss);
-      ranks_agree(n_blocks, blocks, &o, ranks[i], WF_LAYOUT_ZIGZAG, !(k & 1), 0, by, &x, plain, loss);
-      ranks_agree(n_blocks, blocks, &o, ranks[i], i & 1 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, k > 1, 9,
-                  by, &x, plain, loss);
-    }
-    wf_free(plain);
-    wf_trial_free(&x);
-  }
-}
-
-void wf_trial_ranks(int n_blocks, const char *const *blocks) {
-  wf_trial_ranks_by(n_blocks, blocks, &(wf_dist){0});
+  return worst;
 }
 
 static void gradients_agree(int n_blocks, const char *const *blocks, const wf_trial_options *o) {
@@ -383,14 +299,14 @@ static void gradients_agree(int n_blocks, const char *const *blocks, const wf_tr
     snprintf(what, sizeof what, "stream %lld, packed %d, recompute %d", (long long)streams[i], o->packed,
              o->recompute);
     ck_assert_double_eq_tol(loss2, loss, 1e-10 * fabs(loss));
-    agree(&x, what, other, plain);
+    wf_trial_agree(&x, what, other, plain);
   }
   static const int64_t cuts[][4] = {{11, 23}, {3, 4, 23}, {5, 10, 16, 23}};
   for (int k = 0; k < 3; k++) {
     wf_trial_simulate(&x, k + 2, cuts[k], false, other, &loss2);
     snprintf(what, sizeof what, "%d ranks, packed %d, recompute %d", k + 2, o->packed, o->recompute);
     ck_assert_double_eq_tol(loss2, loss, 1e-10 * fabs(loss));
-    agree(&x, what, other, plain);
+    wf_trial_agree(&x, what, other, plain);
   }
   wf_free(plain);
   wf_trial_free(&x);
@@ -435,7 +351,7 @@ static void packed_equals_separate(int n_blocks, const char *const *blocks) {
   x.t.n_lanes = x.t.n_rows;
   wf_trial_gradient(&x, 6, b, &lb);
   ck_assert_double_eq_tol(lb, la, 1e-10 * fabs(la));
-  agree(&x, "separate", b, a);
+  wf_trial_agree(&x, "separate", b, a);
   wf_free(a);
   wf_trial_free(&x);
 }
@@ -516,7 +432,7 @@ static void carried_batches_cut_the_gradient(int n_blocks, const char *const *bl
     collect(&x, sum);
     wf_state_free(state);
     ck_assert_double_eq_tol(total, loss, 1e-10 * fabs(loss));
-    agree(&x, "carried batches", sum, cut);
+    wf_trial_agree(&x, "carried batches", sum, cut);
   }
   int64_t fixed, growing;
   wf_state_bytes(wf_model_state_spec(x.m), WF_F64, &fixed, &growing);

@@ -51,6 +51,11 @@ void wf_trial_gradient(wf_trial *x, int64_t stream, double *grad, double *loss);
  * `cut`: no gradient of a state goes from rank to rank. */
 void wf_trial_simulate(wf_trial *x, int n, const int64_t *cuts, bool cut, double *grad, double *loss);
 
+/* Fails the test where a gradient a is not b to the precision of the type; -> the largest error of a
+ * parameter's.
+ */
+double wf_trial_agree(wf_trial *x, const char *what, const double *a, const double *b);
+
 /* Logits [tokens, vocab] of the whole batch, and of the batch token by token through the state. */
 void wf_trial_logits(wf_trial *x, double *logits);
 void wf_trial_decode(wf_trial *x, double *logits);
@@ -63,7 +68,7 @@ void wf_trial_cuts(int n_blocks, const char *const *blocks);
  * its own, that exchange messages (dist/comm.h). */
 void wf_trial_ranks(int n_blocks, const char *const *blocks);
 /* In the way that `by` says: all but its first two fields. Attention all to all and usp want heads that 6
- * divides. */
+ * divides. All combinations, and float32, where the whole matrix is asked for (tests/dist/ranks.h). */
 void wf_trial_ranks_by(int n_blocks, const char *const *blocks, const wf_dist *by);
 
 /* Everything above for one model. Fails the running test with a message on the first disagreement. */

@@ -3,11 +3,14 @@
 #include "core/memory.h"
 #include "tests/dist/ranks.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #define RANKS_TEST(name, ...)                                      \
   START_TEST(name) {                                               \
     static const char *const blocks[] = {__VA_ARGS__};             \
     wf_trial_ranks((int)(sizeof blocks / sizeof *blocks), blocks); \
-    ck_assert_int_eq(wf_mem_live(), 0);                            \
+    if (!wf_ranks_launched()) ck_assert_int_eq(wf_mem_live(), 0);  \
   }                                                                \
   END_TEST
 /* In the _i-th way of a list. */
@@ -15,7 +18,7 @@
   START_TEST(name) {                                                              \
     static const char *const blocks[] = {__VA_ARGS__};                            \
     wf_trial_ranks_by((int)(sizeof blocks / sizeof *blocks), blocks, &(way)[_i]); \
-    ck_assert_int_eq(wf_mem_live(), 0);                                           \
+    if (!wf_ranks_launched()) ck_assert_int_eq(wf_mem_live(), 0);                 \
   }                                                                               \
   END_TEST
 
@@ -84,10 +87,58 @@ WAYS_TEST(titans_mac, serials, "titans heads=2 variant=mac segment=5 persistent=
 WAYS_TEST(titans_beside, serials, "titans heads=2 variant=mag segment=5 window=6 / -",
           "titans heads=2 variant=mal segment=3 window=4 memory=linear / -")
 
+/* ---- every mixer there is, alone ---- */
+
+static const char *const mixers[] = {
+    "base_conv / -",
+    "deltanet heads=2 / -",
+    "gla heads=2 / -",
+    "retnet heads=2 / -",
+    "minlstm / -",
+    "gru / -",
+    "attention heads=6 / -",
+    "longnet heads=3 segments=4,8 dilations=1,2 / -",
+    "infini_attention heads=2 segment=5 / -",
+    "lightning heads=2 / -",
+    "linear_attention heads=2 / -",
+    "simple_gla heads=2 / -",
+    "hgrn2 expand_ratio=4 / -",
+    "gateloop heads=2 / -",
+    "gated_deltanet heads=2 / -",
+    "kda heads=2 / -",
+    "titans heads=2 variant=lmm segment=5 / -",
+    "ttt heads=2 / -",
+    "mamba / -",
+    "mamba2 head_dim=6 / -",
+    "mlstm heads=2 / -",
+    "mingru / -",
+    "aaren / -",
+    "slstm heads=2 / -",
+    "lstm / -",
+};
+enum { MIXERS = sizeof mixers / sizeof *mixers, ELSEWHERE = 6 }; /* from there on the tests above have them */
+
+START_TEST(none_is_forgotten) {
+  for (int i = 0; wf_layer_at(i); i++) {
+    bool found = wf_layer_at(i)->kind != WF_LAYER_MIXER;
+    for (int k = 0; k < MIXERS; k++)
+      found |= strcspn(mixers[k], " ") == strlen(wf_layer_at(i)->name) &&
+               strncmp(mixers[k], wf_layer_at(i)->name, strcspn(mixers[k], " ")) == 0;
+    ck_assert_msg(found, "%s is not among the mixers", wf_layer_at(i)->name);
+  }
+}
+END_TEST
+
+START_TEST(every_mixer) {
+  wf_trial_ranks_by(1, &mixers[_i / TRANSPORTS], &transports[_i % TRANSPORTS]);
+  if (!wf_ranks_launched()) ck_assert_int_eq(wf_mem_live(), 0);
+}
+END_TEST
+
 static Suite *suite(void) {
   Suite *s = suite_create("ranks");
   TCase *t = tcase_create("ranks");
-  tcase_set_timeout(t, 300);
+  tcase_set_timeout(t, 3000);
   tcase_add_loop_test(t, simple_gla, 0, TRANSPORTS);
   tcase_add_loop_test(t, delta, 0, TRANSPORTS);
   tcase_add_loop_test(t, mlstm, 0, TRANSPORTS);
@@ -101,7 +152,7 @@ static Suite *suite(void) {
   suite_add_tcase(s, t);
 
   TCase *a = tcase_create("attention");
-  tcase_set_timeout(a, 300);
+  tcase_set_timeout(a, 3000);
   tcase_add_loop_test(a, attention, 0, ATTENTIONS);
   tcase_add_loop_test(a, gated, 0, ATTENTIONS);
   tcase_add_loop_test(a, sigmoid, 0, ATTENTIONS);
@@ -112,7 +163,20 @@ static Suite *suite(void) {
   tcase_add_loop_test(a, titans_mac, 0, SERIALS);
   tcase_add_loop_test(a, titans_beside, 0, SERIALS);
   suite_add_tcase(s, a);
+
+  TCase *all = tcase_create("mixers");
+  tcase_add_test(all, none_is_forgotten);
+  suite_add_tcase(s, all);
+  for (int i = 0; i < (wf_matrix_whole() ? MIXERS : ELSEWHERE); i++) { /* CK_RUN_CASE: the mixer's name */
+    char name[64];
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(mixers[i], " "), mixers[i]);
+    TCase *m = tcase_create(wf_layer_find(WF_LAYER_MIXER, name)->name);
+    tcase_set_timeout(m, 3000);
+    tcase_add_loop_test(m, every_mixer, i * TRANSPORTS,
+                        i * TRANSPORTS + (wf_matrix_whole() ? TRANSPORTS : 1));
+    suite_add_tcase(s, m);
+  }
   return s;
 }
 
-WF_CHECK_MAIN(suite)
+WF_RANKS_MAIN(suite)
