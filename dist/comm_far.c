@@ -1,5 +1,5 @@
 /* Letters between processes by MPI. A build without MPI has one process, and none to write to. */
-#include "dist/comm_far.h"
+#include "dist/comm_far_impl.h"
 
 #ifndef WEFT_MPI
 
@@ -175,10 +175,12 @@ wf_status wf_far_open(wf_comm *processes, wf_status mine, const wf_far_sink *sin
                                : WF_FAIL(WF_EDEVICE, "MPI_Comm_dup: %d", code);
     if (mine == WF_OK) mine = listen_on(f);
   }
-  if (mine == WF_OK)
+  if (mine == WF_OK) {
     *out = f;
-  else
+  } else {
+    if (f) wf_free(f->host);
     wf_free(f);
+  }
   return mine;
 }
 

@@ -15,11 +15,11 @@
  * elements.
  *
  * Virtual ranks are the same with the world's ranks in several processes: letters to other processes go by
- * comm_far.h, a letter to several ranks of one process once. What a rank adds, and in which order, is what it
- * would be in one process. A send to another process is done at once, and who waits there in vain is told
- * nothing: that is the watch's part (watch.h).
+ * comm_far_impl.h, a letter to several ranks of one process once. What a rank adds, and in which order, is
+ * what it would be in one process. A send to another process is done at once, and who waits there in vain is
+ * told nothing: that is the watch's part (watch.h).
  */
-#include "dist/comm_far.h"
+#include "dist/comm_far_impl.h"
 
 #include <pthread.h>
 #include <sched.h>

@@ -64,7 +64,7 @@ static void says(const char *text) {
 static void goes_on(void) {
   char line[1200];
   snprintf(line, sizeof line,
-           "to=$(($(ls runs/f/checkpoints | tail -1 | sed 's/step-0*//; s/.h5//') + 7))\n"
+           "to=$(($(cd runs/f/checkpoints && ls *.h5 | tail -1 | sed 's/step-0*//; s/.h5//') + 7))\n"
            "mpirun -n 2 " WEFT_FAULTY " train c.yaml $MORE --resume --set train.steps=$to &&\n"
            "mpirun -n 2 " WEFT_FAULTY
            " train c.yaml $MORE --set run.name=whole --set train.steps=$to --overwrite &&\n"

@@ -4,8 +4,8 @@
  * head. Nothing here waits, but for the opening and the closing, which all processes do together. One thread
  * at a time: the world's lock.
  */
-#ifndef WF_DIST_COMM_FAR_H
-#define WF_DIST_COMM_FAR_H
+#ifndef WF_DIST_COMM_FAR_IMPL_H
+#define WF_DIST_COMM_FAR_IMPL_H
 
 #include "dist/comm_impl.h"
 
