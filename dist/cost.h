@@ -31,6 +31,7 @@ typedef struct wf_cost {
   /* What the scans so far took, in seconds of this rank: by the formulas, and waited for in fact. */
   double predicted, waited;
   int64_t scans;
+  int64_t moved; /* mixers whose tokens went to the contiguous layout and back */
   /* Of the serial mixers so far the one that keeps ranks least busy: the part of their time that it does (0:
    * none ran), and the shards it is divided into, 0 where ranks take turns. */
   double serial;

@@ -2,12 +2,15 @@
 #include "dist/part.h"
 #include "core/memory.h"
 #include "dist/keys.h"
+#include "dist/relayout.h"
 
 #include <string.h>
 
 void wf_part_free(wf_part *p) {
   if (!p) return;
   for (int k = 0; p->rows && k < p->n_own * p->n_groups; k++) wf_rows_free(p->rows[k]);
+  wf_relayout_free(p);
+  wf_free(p->whole);
   wf_free(p->own);
   wf_free(p->row);
   wf_free(p->first);
@@ -61,6 +64,9 @@ static wf_status fill(wf_part *p, int64_t n_rows, const wf_row *row) {
   WF_CALLOC(p->first, "dist", n + 1);
   WF_CALLOC(p->tokens, "dist", n);
   WF_CALLOC(p->link, "dist", n * p->n_lanes + 1);
+  WF_ALLOC(p->whole, "dist", (size_t)(n_rows + 1) * sizeof *row);
+  if (n_rows) memcpy(p->whole, row, (size_t)n_rows * sizeof *row);
+  p->n_whole = n_rows;
   cut(p, n_rows, row);
   p->n_groups = groups_of(p);
   WF_CALLOC(p->rows, "dist", n * p->n_groups);

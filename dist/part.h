@@ -45,6 +45,14 @@ typedef enum wf_dist_serial {
   WF_SERIAL_ALL_TO_ALL /* tokens become (head, lane) pairs and back: shards.h */
 } wf_dist_serial;
 
+/* Do a recurrence's tokens move to the contiguous layout and back, where the sequence lies otherwise?
+ * relayout.h */
+typedef enum wf_dist_relayout {
+  WF_RELAYOUT_AUTO, /* for the mixers for which wf_model_relayout said so */
+  WF_RELAYOUT_NEVER,
+  WF_RELAYOUT_ALWAYS
+} wf_dist_relayout;
+
 /* How a group of ranks shares sequences. */
 typedef struct wf_dist {
   wf_comm *comm; /* of the ranks that share a sequence */
@@ -52,6 +60,7 @@ typedef struct wf_dist {
   wf_dist_attention attention;
   wf_transport transport;
   wf_dist_serial serial;
+  wf_dist_relayout relayout;
   int blocks;    /* of heads or channels that a scan's messages are divided into; 0: as the cost model says */
   wf_cost *cost; /* NULL: the default one; counts the scans */
 } wf_dist;
@@ -66,6 +75,8 @@ typedef struct wf_part {
   bool leaves;      /* a row of the piece leaves state after it */
   int64_t length;   /* places of the piece: tokens of its longest lane */
 
+  wf_row *whole; /* [n_whole] the rows of the piece, as they came */
+  int64_t n_whole;
   /* Of all segments. Rows are the piece's, cut; `begin` counts the tokens of the segment. */
   wf_row *row;
   int64_t *first;      /* [n_segments + 1] the first row of each segment */
@@ -80,8 +91,9 @@ typedef struct wf_part {
    * group, the rank before has the next one. Group g has the lanes wf_part_lane(p, g) to wf_part_lane(p,
    * g+1). */
   int n_groups;
-  wf_rows **rows;          /* [n_own * n_groups] wf_part_rows */
-  struct wf_key_map *keys; /* dist/keys.h: what attention needs to know, made when asked for */
+  wf_rows **rows;               /* [n_own * n_groups] wf_part_rows */
+  struct wf_key_map *keys;      /* dist/keys.h: what attention needs to know, made when asked for */
+  struct wf_relayout *relayout; /* dist/relayout.h: the same piece in the contiguous layout, likewise */
 } wf_part;
 
 /* `row` tiles the piece; the part refers to `d` and copies the rest. `past` pieces of `piece` places came

@@ -111,7 +111,7 @@ typedef struct wf_config_train {
 
 typedef struct wf_config_parallel {
   int64_t data, sequence, zero, bucket;
-  int layout, attention, scan, serial, transport;
+  int layout, attention, scan, serial, relayout, transport;
   bool bitwise;
   char *link; /* "auto", or as experiments/link.h reads it */
   double timeout, step_timeout;
@@ -189,6 +189,11 @@ wf_status wf_config_describe(struct wf_text *out, const wf_option *table, int in
 /* Whether a run stored as `stored` may go on as `now`: only keys marked resumable may differ, others are
  * refused naming both values. Where `now` says auto and `stored` holds what auto became, `now` takes that. */
 wf_status wf_config_resume(const wf_config *stored, wf_config *now);
+
+/* Sequences of a micro-batch, over all ranks of data. */
+static inline int64_t wf_config_sequences(const wf_config *cfg) {
+  return cfg->train.batch_tokens / cfg->data.seq_len / cfg->train.accumulation;
+}
 
 #ifdef __cplusplus
 }

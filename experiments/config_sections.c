@@ -13,6 +13,8 @@ static const char *const layouts[] = {"contiguous", "zigzag", NULL};
 static const char *const attentions[] = {"auto", "ring", "gather", "all_to_all", "usp", NULL};
 /* wf_transport */
 static const char *const scans[] = {"auto", "serial", "pipe", "relay", "gather", "log", NULL};
+/* wf_dist_relayout */
+static const char *const relayouts[] = {"auto", "never", "always", NULL};
 /* wf_dist_serial */
 static const char *const serials[] = {"auto", "turns", "all_to_all", NULL};
 static const char *const transports[] = {"self", "mpi", "nccl", NULL};
@@ -111,6 +113,10 @@ static const wf_option parallel_table[] = {
         "how ranks share recurrences that no scan sums up (TTT, Titans, LSTM, sLSTM): they take turns, "
         "in groups of sequences or heads, or tokens become (head, sequence) pairs, and each rank has "
         "some; auto: whatever keeps them busier, turns where scan is serial"),
+    WF_OPT_ENUMF(
+        wf_config_parallel, relayout, "auto", relayouts, WF_OPT_RESUME,
+        "whether the tokens of a recurrence move to the contiguous layout and back, where the layout is "
+        "another: its state then makes fewer hops; auto: where link says that this takes less time"),
     WF_OPT_STRF(
         wf_config_parallel, link, "auto", WF_OPT_RESUME,
         "bandwidth and latency between ranks, as in 10GB/s,2us, by which scans choose; auto: measured at the "

@@ -103,11 +103,21 @@ wf_status wf_parallel_link(wf_config *cfg, wf_mesh *mesh, bool *measured) {
   return wf_link_read("parallel.link", cfg->parallel.link, &mesh->cost);
 }
 
-wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *mesh) {
+static int choose_relayout(const wf_config *cfg, wf_model *m, wf_mesh *mesh, wf_relayout_choice *out,
+                           int most) {
+  int64_t all = wf_config_sequences(cfg), piece = cfg->train.stream, length = cfg->data.seq_len;
+  bool pieces = piece > 0 && piece < length;
+  double lanes = ceil((double)all / wf_comm_size(mesh->data));
+  double tokens = lanes * (double)(pieces ? piece : length) / wf_comm_size(mesh->sequence);
+  return wf_model_relayout(m, wf_mesh_dist(mesh), lanes, tokens, pieces || cfg->train.carry_state, out, most);
+}
+
+wf_status wf_parallel_layout(const wf_config *cfg, wf_model *m, wf_mesh *mesh) {
   const wf_state_spec *spec = wf_model_state_spec(m);
   mesh->dist.transport = (wf_transport)cfg->parallel.scan;
   mesh->dist.attention = (wf_dist_attention)cfg->parallel.attention;
   mesh->dist.serial = (wf_dist_serial)cfg->parallel.serial;
+  mesh->dist.relayout = (wf_dist_relayout)cfg->parallel.relayout;
   bool zigzag = cfg->parallel.layout == WF_LAYOUT_ZIGZAG;
   for (int i = 0; i < spec->n && cfg->parallel.layout < 0; i++) zigzag |= spec->slot[i].grows;
   if (!zigzag || wf_comm_size(mesh->sequence) == 1) return WF_OK;
@@ -115,7 +125,19 @@ wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *m
   WF_TRY(wf_layout_create(WF_LAYOUT_ZIGZAG, wf_comm_size(mesh->sequence), NULL, &layout));
   wf_layout_free(mesh->layout);
   mesh->dist.layout = mesh->layout = layout;
+  choose_relayout(cfg, m, mesh, NULL, 0);
   return WF_OK;
+}
+
+void wf_parallel_relayout(FILE *out, const wf_config *cfg, wf_model *m, wf_mesh *mesh) {
+  wf_relayout_choice choice[16];
+  int n = choose_relayout(cfg, m, mesh, choice, 16);
+  for (int i = 0; i < n; i++) {
+    const wf_relayout_choice *x = &choice[i];
+    fprintf(out, "relayout: %d %s %s; exchanges of a step %.3f ms each in place, %.3f ms moved%s\n",
+            x->layers, x->name, x->does_move ? "moved to contiguous" : "in place", 1e3 * x->in_place,
+            1e3 * x->moved, cfg->parallel.relayout == WF_RELAYOUT_AUTO ? "" : " (as parallel.relayout says)");
+  }
 }
 
 wf_status wf_parallel_lanes(const wf_mesh *m, int64_t batch, wf_lanes *out) {

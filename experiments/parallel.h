@@ -12,6 +12,8 @@
 #include "experiments/config.h"
 #include "layers/model.h"
 
+#include <stdio.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -31,7 +33,10 @@ wf_status wf_parallel_link(wf_config *cfg, wf_mesh *mesh, bool *measured);
 /* How sequences lie over their ranks and what passes between them. Where the config leaves the layout to us
  * it is known with the model: zigzag for attention over everything before, else contiguous. Same on all
  * ranks. */
-wf_status wf_parallel_layout(const wf_config *cfg, const wf_model *m, wf_mesh *mesh);
+wf_status wf_parallel_layout(const wf_config *cfg, wf_model *m, wf_mesh *mesh);
+/* Which recurrences move their tokens to the contiguous layout, and what that was predicted to take: for the
+ * start of a run; nothing where the layout is contiguous. */
+void wf_parallel_relayout(FILE *out, const wf_config *cfg, wf_model *m, wf_mesh *mesh);
 
 static inline bool wf_parallel_leads(const wf_mesh *m) {
   return wf_comm_rank(m->world) == 0;

@@ -1,6 +1,7 @@
 /* A rank's step on paper, and the clock beside it. */
 #include "experiments/plan.h"
 #include "core/memory.h"
+#include "dist/relayout.h"
 #include "experiments/human.h"
 #include "experiments/parallel.h"
 #include "experiments/rehearsal.h"
@@ -8,7 +9,8 @@
 #include <math.h>
 #include <string.h>
 
-const char *const wf_plan_use_name[WF_PLAN_USES] = {"scans", "halos", "attention", "serial", "gradients"};
+const char *const wf_plan_use_name[WF_PLAN_USES] = {"scans",  "halos",    "attention",
+                                                    "serial", "relayout", "gradients"};
 
 enum { MOST_ROWS = 1024 }; /* of a profile */
 
@@ -79,6 +81,7 @@ static wf_plan_use use_of(const group *g) {
   if (g->job) return WF_PLAN_GRADIENTS;
   if (relayed(label, &use)) return use;
   if (label && strcmp(label, "shards") == 0) return WF_PLAN_SERIAL;
+  if (label && strcmp(label, WF_RELAYOUT_LABEL) == 0) return WF_PLAN_RELAYOUT;
   if (label && strcmp(label, "dist_halo") == 0) return WF_PLAN_SHIFT;
   return label && (strncmp(label, "scan", 4) == 0 || strcmp(label, "selective_scan") == 0) ? WF_PLAN_SCAN
                                                                                            : WF_PLAN_ATTEND;

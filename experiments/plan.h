@@ -48,11 +48,12 @@ typedef enum wf_plan_use {
   WF_PLAN_SHIFT,
   WF_PLAN_ATTEND,
   WF_PLAN_SERIAL,
+  WF_PLAN_RELAYOUT,  /* tokens of recurrences to the contiguous layout and back */
   WF_PLAN_GRADIENTS, /* and all that the whole job agrees on */
   WF_PLAN_USES
 } wf_plan_use;
-extern const char
-    *const wf_plan_use_name[WF_PLAN_USES]; /* "scans", "halos", "attention", "serial", "gradients" */
+extern const char *const
+    wf_plan_use_name[WF_PLAN_USES]; /* "scans", "halos", "attention", "serial", "relayout", "gradients" */
 
 typedef struct wf_plan_part {
   int64_t messages, bytes;      /* sent to another rank */

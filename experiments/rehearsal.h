@@ -35,11 +35,6 @@ wf_status wf_rehearsal_open(const wf_config *cfg, int64_t vocab, wf_device *dev,
 wf_status wf_rehearsal_step(wf_rehearsal *r);
 void wf_rehearsal_close(wf_rehearsal *r);
 
-/* Sequences of a micro-batch, over all ranks of data. */
-static inline int64_t wf_config_sequences(const wf_config *cfg) {
-  return cfg->train.batch_tokens / cfg->data.seq_len / cfg->train.accumulation;
-}
-
 #ifdef __cplusplus
 }
 #endif

@@ -131,7 +131,7 @@ static wf_status resume_config(run *r, const wf_checkpoint_info *info, const cha
 }
 
 static int64_t sequences(const run *r) { /* in a micro-batch */
-  return r->cfg->train.batch_tokens / r->cfg->data.seq_len / r->cfg->train.accumulation;
+  return wf_config_sequences(r->cfg);
 }
 
 static int64_t tokens_at_once(const run *r) { /* of a sequence */
@@ -482,6 +482,7 @@ static wf_status train(run *r) {
   if (wf_comm_size(r->mesh.sequence) > 1)
     fprintf(r->out, "parallel.link: %s%s\n", r->cfg->parallel.link,
             r->measured ? " (measured; given, or resumed, scans go the same way)" : "");
+  wf_parallel_relayout(r->out, r->cfg, r->model, &r->mesh);
   wf_status plan = WF_OK;
   if (ranks[0] && r->leads) plan = wf_plan_announce(r->out, r->cfg, wf_store_vocab(r->store), &r->mesh);
   WF_TRY(wf_agree(r->mesh.world, plan, "rehearsing a step"));

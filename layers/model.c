@@ -23,7 +23,9 @@ static wf_status build_layer(wf_build *b, const wf_layer_use *use, layer *l, con
   l->params = owner ? owner->params : l->site;
   b->prefix = l->site;
   b->shared = owner ? l->params : NULL;
+  l->first_slot = b->state->n;
   wf_status s = l->type->init(b, use->options, &l->self);
+  l->n_slots = b->state->n - l->first_slot;
   return s == WF_OK ? s : wf_context(s, "block %d, %s", b->layer, l->type->name);
 }
 
@@ -233,11 +235,11 @@ static wf_tensor *normed(wf_ctx *c, wf_norm_kind kind, wf_tensor **x, wf_tensor 
 /* The half's layers on the normed x. */
 static wf_tensor *run_half(const wf_model *m, wf_run *r, const half *h, wf_tensor *x) {
   wf_ctx *c = r->c;
-  if (h->n == 1) return h->layer->type->forward(r, h->layer->self, x);
+  if (h->n == 1) return wf_layer_run(r, h->layer, x);
   wf_tensor *sum = NULL;
   for (int i = 0; i < h->n; i++) {
     const layer *l = &h->layer[i];
-    wf_tensor *y = l->type->forward(r, l->self, x);
+    wf_tensor *y = wf_layer_run(r, l, x);
     y = wf_norm(c, WF_NORM_RMS, y, wf_value(l->norm), NULL, m->spec.norm_eps);
     sum = sum ? wf_add(c, sum, y) : y;
   }

@@ -74,6 +74,19 @@ double wf_model_activation_bytes(const wf_model *m, int64_t tokens);
 double wf_model_flops(const wf_model *m,
                       int64_t T); /* forward, a token at position T; training takes three times */
 
+/* Which mixers' tokens move to the contiguous layout where a sequence lies otherwise over the ranks of `d`
+ * (NULL: one has all of it): those for which the exchanges take less so (dist/relayout.h), in pieces of
+ * `lanes` sequences and `tokens` tokens a rank. Same on all ranks. -> kinds of mixers that could move, at
+ * most `most`. */
+typedef struct wf_relayout_choice {
+  const char *name;
+  int layers;
+  double in_place, moved; /* seconds of a step's exchanges, of one layer */
+  bool does_move;
+} wf_relayout_choice;
+int wf_model_relayout(wf_model *m, const wf_dist *d, double lanes, double tokens, bool carried,
+                      wf_relayout_choice *out, int most);
+
 /* ids i32 [n] -> the trunk's output [n, d], after the last norm. */
 wf_tensor *wf_model_trunk(wf_model *m, wf_run *r, wf_tensor *ids);
 /* h [m, d] -> logits [m, vocab]. */

@@ -10,6 +10,8 @@ typedef struct layer {
   wf_param *norm;     /* of its output, where several stand beside each other */
   char site[48];      /* "blocks.3.mixer", or "blocks.3.mixer.1" of several */
   const char *params; /* before its parameters' names: its site, or that of the layer it shares with */
+  int first_slot, n_slots;
+  bool moved; /* over ranks its tokens move to the contiguous layout, unless the caller says otherwise */
 } layer;
 
 typedef struct half {
@@ -35,5 +37,8 @@ struct wf_model {
   wf_state_spec state;
   wf_param *embedding, *positions, *norm, *norm_bias, *head;
 };
+
+/* The layer's forward; in the contiguous layout where that is asked for: relayout.c. */
+wf_tensor *wf_layer_run(wf_run *r, const layer *l, wf_tensor *x);
 
 #endif

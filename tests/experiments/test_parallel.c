@@ -145,10 +145,17 @@ START_TEST(carried_states_take_any_mesh) {
   train(2, "pieces2", CARRY "--set parallel.sequence=2 --set parallel.layout=zigzag --set train.stream=20");
   ck_assert_msg(strstr(output, "serial mixers: all-to-all over 4 shards, efficiency 1.00"), "%s", output);
   same_curve("pieces2", one);
+  train(3, "moved3",
+        CARRY "--set parallel.sequence=3 --set parallel.layout=zigzag --set train.stream=20 "
+              "--set parallel.serial=turns --set parallel.relayout=always");
+  ck_assert_msg(strstr(output, "relayout: 1 gated_deltanet moved to contiguous; exchanges of a step"), "%s",
+                output);
+  same_curve("moved3", one);
   train(4, "walk", CARRY "--set train.steps=10 --set parallel.sequence=2");
   train(2, "walk", CARRY "--set train.steps=20 --resume");
   train(3, "walk",
-        CARRY "--set train.steps=30 --set parallel.sequence=3 --set parallel.layout=zigzag --resume");
+        CARRY "--set train.steps=30 --set parallel.sequence=3 --set parallel.layout=zigzag "
+              "--set parallel.relayout=always --resume");
   train(1, "walk", CARRY "--resume");
   same_curve("walk", one);
 }

@@ -35,6 +35,9 @@ static void one_rank(wf_comm *comm, void *arg) {
   if (cost.serial > 0 && dist.serial != WF_SERIAL_AUTO)
     WF_RANK_ASSERT((cost.shards > 0) == (dist.serial == WF_SERIAL_ALL_TO_ALL), "%lld shards by way %d",
                    (long long)cost.shards, (int)dist.serial);
+  if (dist.relayout == WF_RELAYOUT_ALWAYS)
+    WF_RANK_ASSERT((cost.moved > 0) == (dist.layout->n_segments > wf_comm_size(comm)), "%lld mixers moved",
+                   (long long)cost.moved);
   wf_ranks_sum(comm, x.numel, grad);
   wf_ranks_sum(comm, 1, &loss);
   pthread_mutex_lock(&s->lock);
@@ -85,14 +88,14 @@ static void note(int n_blocks, const char *const *blocks, const wf_trial_options
   static const char *const ways[] = {"auto", "ring", "gather", "all to all", "usp"};
   static const char *const transports[] = {"auto", "serial", "pipe", "relay", "gather", "log"};
   static const char *const serials[] = {"auto", "turns", "all to all"};
-  char what[160], layout[40], rows[60], way[60];
+  char what[160], layout[40], rows[60], way[80];
   name_of(n_blocks, blocks, what);
   snprintf(layout, sizeof layout, "%s%s", w->kind == WF_LAYOUT_ZIGZAG ? "zigzag" : "contiguous",
            w->uneven ? " uneven" : "");
   snprintf(rows, sizeof rows, "%s%s%s%s", o->packed ? "packed" : "whole", w->stream ? ", streamed" : "",
            o->recompute ? ", recomputed" : "", o->dropout > 0 ? ", dropout" : "");
-  snprintf(way, sizeof way, "scan %s, attend %s, serial %s", transports[by->transport], ways[by->attention],
-           serials[by->serial]);
+  snprintf(way, sizeof way, "scan %s, attend %s, serial %s%s", transports[by->transport], ways[by->attention],
+           serials[by->serial], by->relayout == WF_RELAYOUT_ALWAYS ? ", moved" : "");
   wf_matrix_note(what, layout, way, rows, o->dtype == WF_F64 ? "f64" : "f32", w->n, error, plain);
 }
 
@@ -119,7 +122,8 @@ static const int *counts_of(const wf_dist *by, int *n) {
   bool whole = wf_matrix_whole(), heads = by->attention == WF_ATTENTION_ALL_TO_ALL;
   if (by->attention == WF_ATTENTION_USP) return *n = whole ? 3 : 2, whole ? all_teams : teams;
   if (heads) return *n = 4, whole ? all_sixths : sixths;
-  return *n = whole || by->serial == WF_SERIAL_ALL_TO_ALL ? 6 : 4, whole ? all : some;
+  return *n = whole || by->serial == WF_SERIAL_ALL_TO_ALL || by->relayout == WF_RELAYOUT_ALWAYS ? 6 : 4,
+         whole ? all : some;
 }
 
 /* Every case, of plain steps; quick tests, and steps with recomputation and dropout, have some of them. */

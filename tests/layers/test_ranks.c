@@ -87,6 +87,21 @@ WAYS_TEST(titans_mac, serials, "titans heads=2 variant=mac segment=5 persistent=
 WAYS_TEST(titans_beside, serials, "titans heads=2 variant=mag segment=5 window=6 / -",
           "titans heads=2 variant=mal segment=3 window=4 memory=linear / -")
 
+/* ---- recurrences of hybrids whose tokens move to the contiguous layout and back ---- */
+
+static const wf_dist moved[] = {
+    {.relayout = WF_RELAYOUT_ALWAYS},
+    {.relayout = WF_RELAYOUT_ALWAYS, .transport = WF_TRANSPORT_SERIAL, .attention = WF_ATTENTION_GATHER}};
+enum { MOVED = sizeof moved / sizeof *moved };
+
+WAYS_TEST(moved_delta, moved, "attention heads=6 / -", "gated_deltanet heads=2 / swiglu width=7")
+WAYS_TEST(moved_mamba, moved, "mamba / -", "attention heads=6 / -",
+          "mamba2 head_dim=6 + attention heads=6 / -")
+WAYS_TEST(moved_ttt, moved, "attention heads=6 / -", "ttt heads=2 mini_batch=5 / -")
+WAYS_TEST(moved_slstm, moved, "slstm heads=2 / -", "attention heads=6 / -")
+WAYS_TEST(moved_titans, moved, "attention heads=6 / -",
+          "titans heads=2 variant=mac segment=5 persistent=2 / -")
+
 /* ---- every mixer there is, alone ---- */
 
 static const char *const mixers[] = {
@@ -163,6 +178,15 @@ static Suite *suite(void) {
   tcase_add_loop_test(a, titans_mac, 0, SERIALS);
   tcase_add_loop_test(a, titans_beside, 0, SERIALS);
   suite_add_tcase(s, a);
+
+  TCase *h = tcase_create("moved");
+  tcase_set_timeout(h, 3000);
+  tcase_add_loop_test(h, moved_delta, 0, MOVED);
+  tcase_add_loop_test(h, moved_mamba, 0, MOVED);
+  tcase_add_loop_test(h, moved_ttt, 0, MOVED);
+  tcase_add_loop_test(h, moved_slstm, 0, MOVED);
+  tcase_add_loop_test(h, moved_titans, 0, MOVED);
+  suite_add_tcase(s, h);
 
   TCase *all = tcase_create("mixers");
   tcase_add_test(all, none_is_forgotten);
