@@ -105,7 +105,9 @@ void wf_part_free(wf_part *p);
 /* The rows of group g in this rank's k-th segment alone, lane 0 being the group's first; made when first
  * asked for, owned by the part. */
 wf_status wf_part_rows(wf_part *p, wf_ctx *c, int k, int g, const wf_rows **out);
-/* Of what P ranks could do, the part that ranks do which wait for each other's groups of lanes. */
+/* Of what P ranks could do, the part that ranks do which wait for each other's groups of lanes, in one layer
+ * alone: where the segments are contiguous, a rank goes on to the next layer while those behind it are in
+ * this one, and several layers may do better. */
 double wf_part_efficiency(const wf_part *p);
 
 static inline int64_t wf_part_lane(const wf_part *p, int g) {
