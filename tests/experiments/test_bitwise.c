@@ -90,7 +90,8 @@ static void same_run(const char *a, const char *b) {
 static const char *const meshes[] = {
     "",
     "--set train.stream=20 --set parallel.zero=0",
-    "--set parallel.data=1 --set parallel.sequence=4 --set parallel.attention=usp --set train.ema=0.9",
+    "--set parallel.data=1 --set parallel.sequence=4 --set parallel.attention=usp --set train.ema=0.9 --set "
+    "parallel.layout=zigzag --set parallel.relayout=always",
     "--set parallel.data=1 --set parallel.sequence=4 --set parallel.layout=contiguous --set "
     "parallel.scan=log --set parallel.attention=all_to_all --set train.stream=24",
     "--set parallel.data=4 --set parallel.sequence=1 --set parallel.bucket=3000 --set train.accumulation=2 "
