@@ -147,21 +147,9 @@ static void cases_agree(int n_blocks, const char *const *blocks, const wf_trial_
   }
 }
 
-/* The largest error of a parameter's gradient, relative to it. */
-static double worst_error(wf_trial *x, const double *a, const double *exact) {
-  wf_params *ps = wf_model_params(x->m);
-  double worst = 0, most = 0;
-  for (int64_t i = 0; i < x->numel; i++) most = fmax(most, fabs(exact[i]));
-  for (int i = 0; i < ps->n; a += ps->param[i]->numel, exact += ps->param[i]->numel, i++) {
-    double size = 0;
-    for (int64_t k = 0; k < ps->param[i]->numel; k++) size = fmax(size, fabs(exact[k]));
-    if (size > 1e-4 * most) worst = fmax(worst, wf_compare(ps->param[i]->numel, a, exact).err2);
-  }
-  return worst;
-}
-
-/* In float32 the error is at most twice that of one process: at its worst over some cuts of the same batch,
- * since of these few tokens a single run's is a matter of luck. */
+/* In float32 the error of all gradients together (single ones may be sums that cancel) is at most twice that
+ * of one process: at its worst over some cuts of the same batch, since of these few tokens a single run's is
+ * a matter of luck. */
 static void float_agrees(int n_blocks, const char *const *blocks, const wf_dist *by) {
   for (int packed = 0; packed < 2; packed++) {
     wf_trial_options o = {.dtype = WF_F64, .packed = packed};
@@ -176,16 +164,16 @@ static void float_agrees(int n_blocks, const char *const *blocks, const wf_dist 
     o.dtype = WF_F32;
     wf_trial_make(&x, n_blocks, blocks, &o);
     double one = 0;
-    for (int64_t stream = 0; stream < 12; stream += 4) {
+    for (int64_t stream = 0; stream < 23; stream += 2) {
       wf_trial_gradient(&x, stream, plain, &loss);
-      one = fmax(one, worst_error(&x, plain, exact));
+      one = fmax(one, wf_compare(x.numel, plain, exact).err2);
     }
     for (int i = 0; i < 4 * n; i++) {
       over_ranks w = {ranks[i / 4], i & 1, i & 2 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, 0};
       if (!wf_ranks_fit(w.n)) continue;
       double *grad = over_ranks_gradient(n_blocks, blocks, &o, &w, by, x.numel, &loss);
-      double e = worst_error(&x, grad, exact);
-      ck_assert_msg(e <= 2 * one + 1e-6,
+      double e = wf_compare(x.numel, grad, exact).err2;
+      ck_assert_msg(e <= 2 * one + 1e-7,
                     "%d ranks, layout %d, uneven %d, packed %d: error %.2e, of one process %.2e", w.n,
                     (int)w.kind, w.uneven, packed, e, one);
       note(n_blocks, blocks, &o, &w, by, e, one);
