@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct rank {
   wf_config cfg;
@@ -127,6 +128,10 @@ static wf_status run_processes(const wf_config *cfg, wf_train_options *o, wf_vir
     if (warning) printf("warning: %s\n", warning);
     printf("bitwise: %d virtual rank%s on %d process%s\n", n * each, n * each == 1 ? "" : "s", n,
            n == 1 ? "" : "es");
+    const int cores = omp_get_num_procs();
+    if (cores < each && cores < sysconf(_SC_NPROCESSORS_ONLN))
+      printf("warning: the %d threads of a process are bound to %d core%s (mpirun --bind-to none)\n", each,
+             cores, cores == 1 ? "" : "s");
   }
   const wf_status s = run_seats(cfg, o, run, processes, watch, each);
   wf_watch_stop(processes, watch);
