@@ -40,8 +40,9 @@ typedef enum wf_transport {
 
 /* How what has no map of its state, serial mixers, runs over ranks. */
 typedef enum wf_dist_serial {
-  WF_SERIAL_AUTO,      /* what keeps the ranks busier; turns where the transport is WF_TRANSPORT_SERIAL */
-  WF_SERIAL_TURNS,     /* segment by segment, in groups of lanes or heads */
+  WF_SERIAL_AUTO,  /* shards where they promise to keep the ranks twice as busy; turns where the transport is
+                      SERIAL */
+  WF_SERIAL_TURNS, /* segment by segment, in groups of lanes or heads */
   WF_SERIAL_ALL_TO_ALL /* tokens become (head, lane) pairs and back: shards.h */
 } wf_dist_serial;
 

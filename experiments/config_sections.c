@@ -112,7 +112,7 @@ static const wf_option parallel_table[] = {
         wf_config_parallel, serial, "auto", serials, WF_OPT_RESUME,
         "how ranks share recurrences that no scan sums up (TTT, Titans, LSTM, sLSTM): they take turns, "
         "in groups of sequences or heads, or tokens become (head, sequence) pairs, and each rank has "
-        "some; auto: whatever keeps them busier, turns where scan is serial"),
+        "some; auto: that where it promises to keep them twice as busy, turns where scan is serial"),
     WF_OPT_ENUMF(
         wf_config_parallel, relayout, "auto", relayouts, WF_OPT_RESUME,
         "whether the tokens of a recurrence move to the contiguous layout and back, where the layout is "

@@ -186,12 +186,14 @@ wf_tensor *wf_seq_shards(wf_run *r, const wf_sharded *w, wf_tensor *const *x) {
 
 /* ---- whether ---- */
 
+/* Twice as much must be promised: a rank that has had its turn goes on with the layers after, so that turns
+ * lose less than they seem to, and a call with fewer heads costs nearly as much. */
 bool wf_seq_divides(const wf_run *r, int64_t heads, double turns) {
   const wf_part *p = r->part;
   const wf_dist *d = p->dist;
   double shards = wf_shards_efficiency(p, heads);
   bool yes = d->serial == WF_SERIAL_ALL_TO_ALL ||
-             (d->serial == WF_SERIAL_AUTO && d->transport != WF_TRANSPORT_SERIAL && shards > turns);
+             (d->serial == WF_SERIAL_AUTO && d->transport != WF_TRANSPORT_SERIAL && shards > 2 * turns);
   if (d->cost) wf_cost_serial(d->cost, yes ? heads * p->n_lanes : 0, yes ? shards : turns);
   return yes;
 }

@@ -9,7 +9,7 @@
  * the last rank has the state that enters its segment, and the formula's. Every rank checks what it got.
  *
  * With WEFT_SIMULATE_SHARED large blocks of all ranks are the same memory, which is never copied, so that a
- * thousand ranks can gather a thousand states of a megabyte; what they get is then not checked.
+ * thousand ranks can have dozens of states of a megabyte; what they get is then not checked.
  */
 #include "core/memory.h"
 #include "core/op_def.h"

@@ -9,10 +9,10 @@
 # (a temporary folder for the build).
 #
 # Each rank has a link of its own into a network that never fills. A message takes latency + bytes / bandwidth (SimGrid's
-# model CM02, without the factors that SMPI has for real machines), computing takes no time, and what is gathered goes by
-# Bruck's algorithm, as MPI's own does between many ranks. The ranks live in one process: a case that needs more than MEMORY
-# runs in memory that all ranks share, where what they receive is not checked; a gather, for which MPI takes memory too, is
-# left out.
+# model CM02, without the factors that SMPI has for real machines), both ways at once, and computing takes no time. What is
+# gathered goes by Bruck's algorithm and the ranks wait for it: SMPI's own way, a message from each to each at once, takes it
+# hours with a thousand ranks. They live in one process: a case that needs more than MEMORY runs in memory that all ranks
+# share, where what they receive is not checked; a gather, for which MPI takes memory too, is left out.
 set -eu
 here=$(cd "$(dirname "$0")/../.." && pwd)
 ranks=${RANKS:-64 1024} latency=${LATENCY:-10e-6} bandwidth=${BANDWIDTH:-12.5e9}
@@ -77,7 +77,7 @@ XML
   env OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ${shared:+WEFT_SIMULATE_SHARED=1} \
     smpirun -np "$n" -platform "$out/platform.xml" -hostfile "$out/hosts" --log=root.thres:error \
     --cfg=smpi/simulate-computation:no --cfg=smpi/test:0 --cfg=smpi/iprobe:0 --cfg=smpi/privatization:no --cfg=contexts/factory:thread \
-    --cfg=network/model:CM02 --cfg=smpi/shared-malloc:global --cfg=smpi/shared-malloc-blocksize:268435456 \
+    --cfg=network/model:CM02 --cfg=network/crosstraffic:0 --cfg=smpi/shared-malloc:global --cfg=smpi/shared-malloc-blocksize:268435456 \
     --cfg=smpi/allgatherv:ompi_bruck \
     "$out/simulate" "$latency" "$bandwidth" "$@" > "$out/got" 2> "$out/log" || {
     cat "$out/log" >&2

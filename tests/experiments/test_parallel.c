@@ -142,7 +142,9 @@ START_TEST(carried_states_take_any_mesh) {
   ck_assert_double_gt(fabs(fresh[STEPS - 1] - one[STEPS - 1]), 1e-4);
   train(3, "lanes3", CARRY); /* of 2 lanes */
   same_curve("lanes3", one);
-  train(2, "pieces2", CARRY "--set parallel.sequence=2 --set parallel.layout=zigzag --set train.stream=20");
+  train(2, "pieces2",
+        CARRY "--set parallel.sequence=2 --set parallel.layout=zigzag --set train.stream=20 --set "
+              "parallel.serial=all_to_all");
   ck_assert_msg(strstr(output, "serial mixers: all-to-all over 4 shards, efficiency 1.00"), "%s", output);
   same_curve("pieces2", one);
   train(3, "moved3",
