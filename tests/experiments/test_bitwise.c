@@ -5,9 +5,8 @@
 #include "core/file.h"
 #include "core/h5.h"
 #include "core/memory.h"
-#include "core/rng.h"
 #include "tests/check_main.h"
-#include "tests/experiments/run_weft.h"
+#include "tests/experiments/documents.h"
 
 static const char config[] =
     "data: {store: text.h5, seq_len: 47, shuffle: true}\n"
@@ -31,17 +30,7 @@ static const char config[] =
     "log: {every: 1}\n";
 
 static void make_text(void) {
-  temp_dir_make();
-  wf_rng_key key = wf_rng_key_make(1, "test", "text");
-  FILE *f = fopen(temp_path("many"), "w");
-  if (!f) abort();
-  for (uint64_t i = 0; i < 6000; i++) { /* documents of lengths from 1 to a few hundred */
-    fputc((int)('a' + wf_rng_below(key, i, 26)), f);
-    if (wf_rng_below(key, 9000 + i, 60) == 0 || i % 300 == 299) fputs("\n%\n", f);
-  }
-  if (fclose(f) != 0) abort();
-  if (wf_file_write(temp_path("c.yaml"), config, (int64_t)strlen(config)) != WF_OK) abort();
-  run("weft data build many --validation 0.1 --split % -o text.h5");
+  make_documents(6000, config);
 }
 
 /* `n` processes (1: without mpirun); `arguments` of weft train c.yaml. */
