@@ -229,7 +229,9 @@ static void check(problem p) {
   for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
     p.chunk = chunks[i];
     compare(&p, &e, WF_F64, 1e-12);
-    compare(&p, &e, WF_F32, p.m->write == DELTA ? 4e-6 : 2e-6); /* many writes to few channels cancel */
+    /* many writes to few channels cancel, in the products of a chunk the more the longer it is */
+    double far = p.chunk > 64 ? (double)p.chunk / 64 : 1;
+    compare(&p, &e, WF_F32, p.m->write == DELTA ? 4e-6 * far : 2e-6);
   }
   drop(&e);
 }

@@ -22,6 +22,7 @@ typedef struct wf_trial_options {
   wf_dtype dtype;
   double dropout;
   bool recompute, packed, tie;
+  uint64_t batch; /* which tokens: 0, 1, ... */
 } wf_trial_options;
 
 /* "layer key=value key=value" -> the layer with its options, to be freed; NULL for "-". Fails the running

@@ -166,39 +166,73 @@ static void cases_agree(int n_blocks, const char *const *blocks, const wf_trial_
   }
 }
 
+/* Cut i of some: even and uneven parts of the contiguous layout, then of zigzag. */
+static over_ranks cut(const int *ranks, int i) {
+  return (over_ranks){ranks[i / 4], i & 1, i & 2 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, 0};
+}
+
+/* The gradient of a batch in float64, [numel] to be freed, and the largest error of one process in float32:
+ * over several lengths of pieces, and over the n cuts at which ranks will take it. */
+static double *exact_gradient(int n_blocks, const char *const *blocks, wf_trial_options o, int n,
+                              const int *ranks, double *error) {
+  wf_trial x;
+  double loss;
+  o.dtype = WF_F64;
+  wf_trial_make(&x, n_blocks, blocks, &o);
+  double *exact = wf_calloc("test", (size_t)x.numel, sizeof *exact), *grad;
+  wf_trial_gradient(&x, 0, exact, &loss);
+  wf_trial_free(&x);
+  o.dtype = WF_F32;
+  wf_trial_make(&x, n_blocks, blocks, &o);
+  *error = 0;
+  grad = wf_calloc("test", (size_t)x.numel, sizeof *grad);
+  for (int64_t stream = 0; stream < 23; stream += 2) {
+    wf_trial_gradient(&x, stream, grad, &loss);
+    *error = fmax(*error, wf_compare(x.numel, grad, exact).err2);
+  }
+  wf_free(grad);
+  for (int i = 0; i < n; i++) {
+    over_ranks w = cut(ranks, i);
+    grad = one_rank_gradient(n_blocks, blocks, &o, &w, x.numel);
+    *error = fmax(*error, wf_compare(x.numel, grad, exact).err2);
+    wf_free(grad);
+  }
+  wf_trial_free(&x);
+  return exact;
+}
+
 /* In float32 the error of all gradients together (single ones may be sums that cancel) is at most twice that
- * of one process: at its worst over the same cut and some others of the same batch, since of these few tokens
- * a single run's is a matter of luck. */
+ * of one process. Tokens at which a norm divides by next to nothing amplify whatever was rounded before them,
+ * by a hundred and at random: of five batches this is asked of the one with the least such error. */
 static void float_agrees(int n_blocks, const char *const *blocks, const wf_dist *by) {
+  enum { BATCHES = 5 };
+  int n;
+  const int *ranks = counts_of(by, &n);
   for (int packed = 0; packed < 2; packed++) {
-    wf_trial_options o = {.dtype = WF_F64, .packed = packed};
-    wf_trial x;
-    double loss;
-    int n;
-    const int *ranks = counts_of(by, &n);
-    wf_trial_make(&x, n_blocks, blocks, &o);
-    double *exact = wf_calloc("test", (size_t)x.numel, 2 * sizeof *exact), *plain = exact + x.numel;
-    wf_trial_gradient(&x, 0, exact, &loss);
-    wf_trial_free(&x);
-    o.dtype = WF_F32;
-    wf_trial_make(&x, n_blocks, blocks, &o);
-    double one = 0;
-    for (int64_t stream = 0; stream < 23; stream += 2) {
-      wf_trial_gradient(&x, stream, plain, &loss);
-      one = fmax(one, wf_compare(x.numel, plain, exact).err2);
+    wf_trial_options o = {.packed = packed}, calm = o;
+    double *exact = NULL, one = INFINITY;
+    for (o.batch = 0; o.batch < BATCHES; o.batch++) {
+      double error, *of_batch = exact_gradient(n_blocks, blocks, o, 4 * n, ranks, &error);
+      if (error < one) {
+        wf_free(exact);
+        exact = of_batch, one = error, calm = o;
+      } else {
+        wf_free(of_batch);
+      }
     }
+    calm.dtype = WF_F32;
+    wf_trial x;
+    wf_trial_make(&x, n_blocks, blocks, &calm);
     for (int i = 0; i < 4 * n; i++) {
-      over_ranks w = {ranks[i / 4], i & 1, i & 2 ? WF_LAYOUT_ZIGZAG : WF_LAYOUT_CONTIGUOUS, 0};
+      over_ranks w = cut(ranks, i);
+      double loss;
       if (!wf_ranks_fit(w.n)) continue;
-      double *grad = over_ranks_gradient(n_blocks, blocks, &o, &w, by, x.numel, &loss);
-      double *same = one_rank_gradient(n_blocks, blocks, &o, &w, x.numel);
+      double *grad = over_ranks_gradient(n_blocks, blocks, &calm, &w, by, x.numel, &loss);
       double e = wf_compare(x.numel, grad, exact).err2;
-      one = fmax(one, wf_compare(x.numel, same, exact).err2);
-      wf_free(same);
-      ck_assert_msg(e <= 2 * one + 1e-7,
+      ck_assert_msg(e <= 2 * one,
                     "%d ranks, layout %d, uneven %d, packed %d: error %.2e, of one process %.2e", w.n,
                     (int)w.kind, w.uneven, packed, e, one);
-      note(n_blocks, blocks, &o, &w, by, e, one);
+      note(n_blocks, blocks, &calm, &w, by, e, one);
       wf_free(grad);
     }
     wf_free(exact);
