@@ -10,39 +10,14 @@
 # `weft generate` reads the prompt and goes on for TOKENS bytes, untrained, after the one and the other prompt by turns.
 # The middle one of the rounds counts. Fails where a token after the long prompt takes more than 1.1 times as long.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
-weft=${WEFT:-$here/../../build/weft} text=${TEXT:-} short=${SHORT:-1000} long=${LONG:-1000000} tokens=${TOKENS:-1000}
+# shellcheck source-path=SCRIPTDIR source=open.sh
+. "$(dirname "$0")/open.sh"
+short=${SHORT:-1000} long=${LONG:-1000000} tokens=${TOKENS:-1000}
 rounds=${ROUNDS:-3} width=${WIDTH:-384} blocks=${BLOCKS:-2} threads=${THREADS:-2}
 
-die() {
-  echo "decode.sh: $*" >&2
-  exit 1
-}
-
-[ -x "$weft" ] || die "there is no $weft; set WEFT"
 [ $# -gt 0 ] || set -- gla mamba2 mlstm gated_deltanet
-if [ -n "${OUT:-}" ]; then
-  out=$OUT
-  mkdir -p "$out"
-else
-  out=$(mktemp -d)
-  trap 'rm -rf "$out"' EXIT
-fi
-if [ -z "$text" ]; then
-  text=$out/text
-  find /usr/share/games/fortunes -type f ! -name '*.*' -exec cat {} + > "$text" 2> /dev/null || true
-fi
-[ -s "$text" ] || die "set TEXT to a text, or install the package fortunes"
+find_text
 unset OPENBLAS_CORETYPE
-
-# prompt LENGTH
-prompt() {
-  size=$(wc -c < "$text") n=0
-  while [ $n -le "$1" ]; do
-    cat "$text"
-    n=$((n + size))
-  done | head -c "$1" > "$out/$1.txt"
-}
 
 # once MIXER LENGTH: microseconds a token, and the peak memory, to be appended to a file for each.
 once() {
@@ -52,8 +27,8 @@ once() {
 }
 middle() { sort -n "$1" | awk '{ x[NR] = $1 } END { print x[int((NR + 1) / 2)] }'; }
 
-prompt "$short"
-prompt "$long"
+text_of "$short" > "$out/$short.txt"
+text_of "$long" > "$out/$long.txt"
 "$weft" data build "$out/$short.txt" --validation 0 -o "$out/store.h5" --replace > /dev/null
 failed=0
 echo "$blocks blocks, width $width, $tokens tokens after a prompt of $short and of $long; $threads threads; middle of $rounds rounds."

@@ -11,25 +11,13 @@
 # stand the bigram model of the text and a stack of LSTM layers alone, as many as blocks, whose width is chosen so that
 # it has as many parameters as the middle one of the models. All take about half an hour on two cores.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
-weft=${WEFT:-$here/../../build/weft} store=${STORE:-data-cache/fortunes.h5}
+# shellcheck source-path=SCRIPTDIR source=open.sh
+. "$(dirname "$0")/open.sh"
+store=${STORE:-data-cache/fortunes.h5}
 steps=${STEPS:-300} lr=${LR:-3.0e-3} width=${WIDTH:-128} blocks=${BLOCKS:-2} batch=${BATCH:-4096} length=${LENGTH:-256}
 threads=${THREADS:-2} seed=${SEED:-1}
 
-die() {
-  echo "learn.sh: $*" >&2
-  exit 1
-}
-
-[ -x "$weft" ] || die "there is no $weft; set WEFT"
 "$weft" data info "$store" > /dev/null || die "set STORE to a token store; ./setup.sh train makes the default one"
-if [ -n "${OUT:-}" ]; then
-  out=$OUT
-  mkdir -p "$out"
-else
-  out=$(mktemp -d)
-  trap 'rm -rf "$out"' EXIT
-fi
 # shellcheck disable=SC2046 # a word for each mixer
 [ $# -gt 0 ] || set -- $("$weft" layers | awk '/^mixer$/ { on = 1; next } /^$/ { on = 0 } on { print $1 }')
 

@@ -6,40 +6,25 @@
 # 4 layers, d_model 256, T (4096) tokens a step: one sequence cut over the ranks, or RANKS sequences divided over them.
 # Ops are measured by short steps on one thread, for several ranks beside others that do the same on the other cores;
 # the link (LINK) by weft train over two ranks. Prints ms of a step, predicted and measured (the least of some), and
-# their ratio. Where ranks share cores a rank is taken to compute so much longer. SET: further keys, as in SET="parallel.layout=zigzag parallel.scan=log".
+# their ratio. Where ranks share cores a rank is taken to compute so much longer. SET: further
+# keys, as in SET="parallel.layout=zigzag parallel.scan=log".
 set -euo pipefail
-weft=$(realpath "${WEFT:-build/weft}") T=${T:-4096} RANKS=${RANKS:-4} STEPS=${STEPS:-4} LINK=${LINK:-} CUTS=${CUTS:-sequence data}
-text=$(realpath "${DATA:-/usr/share/games/fortunes/computers}")
+# shellcheck source-path=SCRIPTDIR source=open.sh
+. "$(dirname "$0")/open.sh"
+T=${T:-4096} RANKS=${RANKS:-4} STEPS=${STEPS:-4} LINK=${LINK:-} CUTS=${CUTS:-sequence data}
 cores=$(nproc)
 mixers=("$@")
 [ $# -gt 0 ] || mixers=(attention gla gated_deltanet mamba)
 set=()
 for key in ${SET:-}; do set+=(--set "$key"); done
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
+find_text
+text=$(realpath "$text")
+cd "$out"
 "$weft" data build "$text" --validation 0.02 -o text.h5 >/dev/null
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
 # field NAME: the first number of that name on a line of JSON.
 field() { sed -n "s/.*\"$1\": *\([^,}]*\).*/\1/p"; }
-
-# config MIXER CUT
-config() {
-  local heads=", heads: 4" length=$T
-  case $1 in mamba | mamba2 | mingru | minlstm) heads= ;; esac
-  [ "$2" = sequence ] || length=$((T / RANKS))
-  cat <<EOF
-data: {store: text.h5, seq_len: $length}
-model:
-  d_model: 256
-  blocks: [{repeat: 4, mixer: {type: $1$heads}, mlp: {type: swiglu}}]
-train: {steps: $STEPS, batch_tokens: $T, optimizer: {type: adamw, lr: 1.0e-4}, schedule: {type: constant}}
-eval: {every: 0, batches: 1}
-checkpoint: {every: 0}
-log: {every: 1}
-EOF
-}
 
 # train RANKS SEQUENCE: c.yaml.
 train() {
@@ -64,7 +49,9 @@ plan() {
 printf '%-16s %10s %10s %14s %14s %18s\n' mixer data sequence "predicted ms" "measured ms" "predicted/measured"
 for mixer in "${mixers[@]}"; do
   for cut in $CUTS; do
-    config "$mixer" "$cut" >c.yaml
+    length=$T
+    [ "$cut" = sequence ] || length=$((T / RANKS))
+    four_layers "$mixer" "$length" "$T" >c.yaml
     if [ ! "$LINK" ]; then
       train 2 2
       LINK=$(sed -n 's/^parallel.link: \([^ ]*\).*/\1/p' log)

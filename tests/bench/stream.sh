@@ -10,38 +10,18 @@
 # tokens a second and the loss. Then the last length less the first, and the bounds: at most 256 MiB more, each below
 # 1 GiB. Fails where a bound is missed.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
-weft=${WEFT:-$here/../../build/weft} text=${TEXT:-} mixer=${MIXER:-gla} blocks=${BLOCKS:-4} width=${WIDTH:-128}
+# shellcheck source-path=SCRIPTDIR source=open.sh
+. "$(dirname "$0")/open.sh"
+mixer=${MIXER:-gla} blocks=${BLOCKS:-4} width=${WIDTH:-128}
 piece=${PIECE:-4096} steps=${STEPS:-1} threads=${THREADS:-2}
 more=256 most=1024 # MiB
 
-die() {
-  echo "stream.sh: $*" >&2
-  exit 1
-}
-
-[ -x "$weft" ] || die "there is no $weft; set WEFT"
 [ $# -gt 0 ] || set -- 1048576 8388608
-if [ -n "${OUT:-}" ]; then
-  out=$OUT
-  mkdir -p "$out"
-else
-  out=$(mktemp -d)
-  trap 'rm -rf "$out"' EXIT
-fi
-if [ -z "$text" ]; then
-  text=$out/text
-  find /usr/share/games/fortunes -type f ! -name '*.*' -exec cat {} + > "$text" 2> /dev/null || true
-fi
-[ -s "$text" ] || die "set TEXT to a text, or install the package fortunes"
+find_text
 
 # store LENGTH: a document of LENGTH + 1 bytes, of the text as often as it takes, and a little to validate on.
 store() {
-  size=$(wc -c < "$text") n=0
-  while [ $n -le $(($1 + 1)) ]; do
-    cat "$text"
-    n=$((n + size))
-  done | head -c $(($1 + 1)) > "$out/train.txt"
+  text_of $(($1 + 1)) > "$out/train.txt"
   head -c 10000 "$text" > "$out/validation.txt"
   "$weft" data build "$out/train.txt" --validation-file "$out/validation.txt" -o "$out/$1.h5" --replace > /dev/null
   rm "$out/train.txt"

@@ -77,7 +77,7 @@ void wf_trial_block_free(wf_trial_block *b) {
 }
 
 /* Three lanes: one long document, several packed ones (single tokens among them), a shorter lane. */
-static void make_tokens(wf_tokens *t, const wf_trial_options *o) {
+static void make_tokens(wf_tokens *t, bool packed) {
   static const int64_t whole[][4] = {{LENGTH, 0}, {LENGTH, 0}, {LENGTH - 6, 0}},
                        parts[][4] = {{LENGTH, 0}, {7, 1, 9, LENGTH - 17}, {LENGTH - 7, 1, 0}};
   *t = (wf_tokens){.n_lanes = 3};
@@ -87,7 +87,7 @@ static void make_tokens(wf_tokens *t, const wf_trial_options *o) {
   for (int lane = 0; lane < 3; lane++) {
     int64_t place = 0;
     for (int k = 0; k < 4; k++) {
-      int64_t len = o->packed ? parts[lane][k] : whole[lane][k];
+      int64_t len = packed ? parts[lane][k] : whole[lane][k];
       if (!len) break;
       row[t->n_rows++] =
           (wf_row){.begin = t->n_tokens, .len = len, .lane = lane, .place = place, .seq = 40 + lane};
@@ -95,7 +95,7 @@ static void make_tokens(wf_tokens *t, const wf_trial_options *o) {
       t->n_tokens += len;
     }
   }
-  wf_rng_key key = wf_rng_key_make(7 + o->batch, "test", "ids");
+  wf_rng_key key = wf_rng_key_make(7, "test", "ids");
   for (int64_t i = 0; i < t->n_tokens; i++) {
     ids[i] = (int32_t)wf_rng_below(key, (uint64_t)(2 * i), VOCAB);
     labels[i] = (int32_t)wf_rng_below(key, (uint64_t)(2 * i + 1), VOCAB + 1) - 1; /* some have none */
@@ -103,6 +103,18 @@ static void make_tokens(wf_tokens *t, const wf_trial_options *o) {
   t->row = row;
   t->ids = ids;
   t->labels = labels;
+}
+
+static void nudge(wf_params *ps, double by) {
+  for (int i = 0; i < ps->n; i++) {
+    wf_tensor *value = ps->param[i]->value;
+    for (int64_t e = 0; e < ps->param[i]->numel; e++) {
+      if (value->dtype == WF_F32)
+        ((float *)wf_data(value))[e] *= (float)(1 + by);
+      else
+        ((double *)wf_data(value))[e] *= 1 + by;
+    }
+  }
 }
 
 void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const wf_trial_options *o) {
@@ -132,8 +144,9 @@ void wf_trial_make(wf_trial *x, int n_blocks, const char *const *blocks, const w
                      .head_rows = 10};
   OK(wf_model_create(x->c, &m, o->dtype, NULL, NULL, &x->m));
   OK(wf_params_init(wf_model_params(x->m), 3));
+  nudge(wf_model_params(x->m), o->nudge);
   for (int i = 0; i < n_blocks; i++) wf_trial_block_free(&block[i]);
-  make_tokens(&x->t, o);
+  make_tokens(&x->t, o->packed);
   x->numel = wf_model_params(x->m)->numel;
 }
 

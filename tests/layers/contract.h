@@ -22,7 +22,7 @@ typedef struct wf_trial_options {
   wf_dtype dtype;
   double dropout;
   bool recompute, packed, tie;
-  uint64_t batch; /* which tokens: 0, 1, ... */
+  double nudge; /* all parameters are multiplied by 1 + nudge */
 } wf_trial_options;
 
 /* "layer key=value key=value" -> the layer with its options, to be freed; NULL for "-". Fails the running
