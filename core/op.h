@@ -76,7 +76,7 @@ typedef struct wf_carry {
   /* The dimension of heads or channels, which know nothing of each other; HEADS: the last but one; -1: all of
    * it belongs to each. */
   signed char in[WF_MAX_IN], out[WF_MAX_OUT];
-  double work;  /* operations of the forward for a token and element of the state, nearly */
+  double work;  /* of the forward for a token and element of the state: 8 is what matrix states take */
   double share; /* of it that forming A and B takes */
   wf_carry_kind (*kind)(const wf_call *call, wf_desc *A); /* NULL: no such map, and none of the rest */
   wf_status (*factor)(const wf_call *call);  /* out[0] = A of rows that take and leave; other lanes: I */

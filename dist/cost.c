@@ -6,7 +6,7 @@
 #include <math.h>
 
 wf_cost wf_cost_default(void) {
-  return (wf_cost){.latency = 5e-6, .bandwidth = 4e9, .combine = 4e9, .flops = 2e10, .threads = 1};
+  return (wf_cost){.latency = 5e-6, .bandwidth = 4e9, .combine = 4e9, .flops = 2.5e11, .threads = 1};
 }
 
 static double steps(int64_t P) {
@@ -54,7 +54,7 @@ int64_t wf_cost_blocks(const wf_cost *c, int64_t P, double n, int64_t most, doub
 
 /* ---- measuring ---- */
 
-enum { SMALL = 1, LARGE = 1 << 18, TRIES = 9 };
+enum { SMALL = 1, LARGE = 1 << 18, TRIES = 9, TOKENS = 1024, WIDTH = 64 };
 
 /* The fastest of several pings of x, halved. */
 static wf_status ping(wf_comm *comm, wf_tensor *x, double *seconds) {
@@ -75,35 +75,66 @@ static double rounded(double x) {
   return exp2(round(log2(x)));
 }
 
-static wf_status measure(wf_ctx *ctx, wf_comm *comm, wf_cost *c) {
+static wf_status links(wf_ctx *ctx, wf_comm *comm, wf_cost *c) {
   wf_tensor *small = wf_zeros(ctx, "dist", WF_F64, WF_SHAPE(SMALL)),
             *large = wf_zeros(ctx, "dist", WF_F64, WF_SHAPE(LARGE));
   if (wf_is_poison(small) || wf_is_poison(large)) return wf_ctx_failure(ctx);
   double t[2];
   WF_TRY(ping(comm, small, &t[0]));
   WF_TRY(ping(comm, large, &t[1]));
-  double got[] = {rounded(t[0]), rounded(8.0 * (LARGE - SMALL) / fmax(t[1] - t[0], 1e-9)), c->threads};
-  wf_tensor *both = wf_from_host(ctx, "dist", WF_F64, WF_SHAPE(3), got);
-  if (wf_is_poison(both)) return wf_ctx_failure(ctx);
-  WF_TRY(wf_comm_broadcast(comm, both, 0, NULL));
-  WF_TRY(wf_to_host(both, got));
-  c->latency = got[0], c->bandwidth = got[1], c->threads = (int)got[2];
+  double got[] = {rounded(t[0]), rounded(8.0 * (LARGE - SMALL) / fmax(t[1] - t[0], 1e-9)), c->flops,
+                  c->threads};
+  wf_tensor *all = wf_from_host(ctx, "dist", WF_F64, WF_SHAPE(4), got);
+  if (wf_is_poison(all)) return wf_ctx_failure(ctx);
+  WF_TRY(wf_comm_broadcast(comm, all, 0, NULL));
+  WF_TRY(wf_to_host(all, got));
+  c->latency = got[0], c->bandwidth = got[1], c->flops = got[2], c->threads = (int)got[3];
   return WF_OK;
+}
+
+/* A scan with a head for each thread. */
+static wf_status scans(wf_ctx *ctx, wf_cost *c) {
+  const wf_row row = {.len = TOKENS};
+  wf_rows *rows;
+  WF_TRY(wf_rows_create(ctx, 1, &row, 1, &rows));
+  wf_tensor *x = wf_zeros(ctx, "dist", WF_F32, WF_SHAPE(TOKENS, c->threads, WIDTH));
+  const wf_scan_in in = {.q = x, .k = x, .v = x};
+  wf_status st = WF_OK;
+  double least = INFINITY;
+  for (int i = 0; i < TRIES && st == WF_OK; i++) {
+    wf_scope s = wf_scope_open(ctx);
+    double t0 = wf_now();
+    if (wf_is_poison(wf_scan(ctx, &in, NULL, rows, &(wf_scan_options){.scale = 1}, NULL)))
+      st = wf_ctx_failure(ctx);
+    least = fmin(least, wf_now() - t0);
+    wf_scope_close(ctx, s);
+  }
+  wf_rows_free(rows);
+  c->flops = rounded(wf_op_scan_scalar.carry->work * TOKENS * WIDTH * WIDTH * c->threads / fmax(least, 1e-9));
+  return st;
+}
+
+static wf_status measured(wf_comm *comm, wf_cost *c) {
+  wf_device *dev;
+  wf_ctx *ctx;
+  WF_TRY(wf_device_open(WF_CPU, 0, &dev));
+  wf_status st = wf_ctx_create(dev, &ctx);
+  if (st == WF_OK) {
+    st = scans(ctx, c);
+    if (st == WF_OK && comm) st = links(ctx, comm, c);
+    wf_ctx_free(ctx);
+  }
+  wf_device_close(dev);
+  return st;
+}
+
+wf_status wf_cost_measure(wf_cost *c) {
+  return measured(NULL, c);
 }
 
 wf_status wf_cost_calibrate(wf_comm *comm, wf_cost *c) {
   int threads = c->threads;
   *c = wf_cost_default();
   if (threads > 1) c->threads = threads;
-  if (wf_comm_size(comm) < 2) return WF_OK;
-  wf_device *dev;
-  wf_ctx *ctx;
-  WF_TRY(wf_device_open(WF_CPU, 0, &dev));
-  wf_status st = wf_ctx_create(dev, &ctx);
-  if (st == WF_OK) {
-    st = measure(ctx, comm, c);
-    wf_ctx_free(ctx);
-  }
-  wf_device_close(dev);
-  return st;
+  return wf_comm_size(comm) < 2 ? WF_OK : measured(comm, c);
 }

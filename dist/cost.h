@@ -26,7 +26,7 @@ typedef struct wf_cost {
   double latency;   /* seconds of a message */
   double bandwidth; /* bytes/s of a link */
   double combine;   /* bytes/s of states composed */
-  double flops;     /* of one rank's kernels */
+  double flops;     /* of one rank's scans, as wf_carry.work counts them */
   int threads;      /* of a rank: blocks have as many heads */
   /* What the scans so far took, in seconds of this rank: by the formulas, and waited for in fact. */
   double predicted, waited;
@@ -40,10 +40,12 @@ typedef struct wf_cost {
 
 /* Of ranks of one machine, until they are measured. */
 wf_cost wf_cost_default(void);
-/* The default with the latency and bandwidth measured between ranks 0 and 1 of the group, to powers of two so
- * that the next run chooses alike, and with the threads that rank 0 has set in *c. All ranks call and get the
- * same. */
+/* The default with what is measured, the latency and bandwidth between ranks 0 and 1 of the group and the
+ * rate of rank 0's scans while all run some, to powers of two so that the next run chooses alike, and with
+ * the threads that rank 0 has set in *c. All ranks call and get the same. */
 wf_status wf_cost_calibrate(wf_comm *comm, wf_cost *c);
+/* The rate of scans alone, of one rank with c->threads. */
+wf_status wf_cost_measure(wf_cost *c);
 
 /* Notes a serial mixer. */
 void wf_cost_serial(wf_cost *c, int64_t shards, double efficiency);

@@ -215,7 +215,8 @@ static wf_status run(const wf_args *a) {
   rows r = {.f = f, .cfg = &cfg, .link = wf_cost_default()};
   r.link.threads = omp_get_max_threads();
   WF_TRY(wf_config_load(&cfg, a->words[0], a->sets, a->n_sets, wf_types));
-  wf_status s = link_of(f, &cfg, &r.link);
+  wf_status s = strcmp(f->flops, "auto") == 0 ? wf_cost_measure(&r.link) : WF_OK;
+  if (s == WF_OK) s = link_of(f, &cfg, &r.link);
   if (s == WF_OK) s = vocabulary(f, &cfg, &r.vocab);
   if (s == WF_OK) s = rates_of(f, &cfg, r.vocab, &r.rates);
   if (s == WF_OK) s = all_rows(&r);

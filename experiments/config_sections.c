@@ -119,8 +119,9 @@ static const wf_option parallel_table[] = {
         "another: its state then makes fewer hops; auto: where link says that this takes less time"),
     WF_OPT_STRF(
         wf_config_parallel, link, "auto", WF_OPT_RESUME,
-        "bandwidth and latency between ranks, as in 10GB/s,2us, by which scans choose; auto: measured at the "
-        "start, stored, and on --resume with as many ranks of a sequence taken from there"),
+        "bandwidth and latency between ranks, by which scans choose, as in 10GB/s,2us, and perhaps what "
+        "the scans of a rank do, as in 10GB/s,2us,80Gflop/s; auto: measured at the start, stored, and "
+        "on --resume with as many ranks of a sequence taken from there"),
     WF_OPT_ENUMF(wf_config_parallel, transport, "auto", transports, WF_OPT_AUTO | WF_OPT_RESUME,
                  "what carries messages between ranks"),
     WF_OPT_I64F(wf_config_parallel, zero, "1", 0, 1, WF_OPT_RESUME,

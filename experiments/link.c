@@ -52,18 +52,21 @@ static bool seconds(const char **at, double *x) {
 
 wf_status wf_link_read(const char *what, const char *text, wf_cost *out) {
   const char *at = text;
-  double bandwidth, latency = 0;
+  double bandwidth, latency = 0, flops = 0;
   bool ok = quantity(&at, &bandwidth), bits = false;
   if (ok) bits = skip(&at, "b/s") || skip(&at, "bit/s");
-  ok = ok && (bits || skip(&at, "B/s")) && skip(&at, ",") && seconds(&at, &latency) && !*at;
+  ok = ok && (bits || skip(&at, "B/s")) && skip(&at, ",") && seconds(&at, &latency);
+  if (ok && skip(&at, ",")) ok = quantity(&at, &flops) && skip(&at, "flop/s");
+  ok = ok && !*at;
   if (!ok)
     return wf_hint(WF_FAIL(WF_EINVAL, "%s: \"%.60s\" is no link", what, text),
                    "its bandwidth, in bits (b) or bytes (B), and its latency: 100Gb/s,10us or 1GB/s,50us");
   out->bandwidth = bits ? bandwidth / 8 : bandwidth;
   out->latency = latency;
+  if (flops > 0) out->flops = flops;
   return WF_OK;
 }
 
-void wf_link_print(const wf_cost *c, char out[80]) {
-  snprintf(out, 80, "%.17gB/s,%.17gus", c->bandwidth, 1e6 * c->latency);
+void wf_link_print(const wf_cost *c, char out[120]) {
+  snprintf(out, 120, "%.17gB/s,%.17gus,%.17gflop/s", c->bandwidth, 1e6 * c->latency, c->flops);
 }

@@ -89,7 +89,7 @@ wf_status wf_parallel_open(const wf_config *cfg, wf_comm *world, wf_mesh *out) {
 }
 
 wf_status wf_parallel_link(wf_config *cfg, wf_mesh *mesh, bool *measured) {
-  char text[80];
+  char text[120];
   const bool open = strcmp(cfg->parallel.link, "auto") == 0;
   *measured = open && !cfg->parallel.bitwise;
   if (wf_comm_size(mesh->sequence) == 1) return WF_OK;

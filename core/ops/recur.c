@@ -351,7 +351,7 @@ static const wf_carry carry = {
     .in = {WF_CARRY_HEADS, WF_CARRY_HEADS, WF_CARRY_HEADS, WF_CARRY_HEADS, 0, WF_CARRY_HEADS, WF_CARRY_HEADS,
            WF_CARRY_HEADS, -1, WF_CARRY_HEADS, WF_CARRY_HEADS},
     .out = {WF_CARRY_HEADS, WF_CARRY_HEADS, WF_CARRY_HEADS},
-    .work = 200,
+    .work = 2800,
 };
 
 const wf_op wf_op_recur = {

@@ -110,7 +110,7 @@ static const wf_carry carry = {.state = STATE,
                                .left = 1,
                                .in = {-1, -1, -1, -1, -1},
                                .out = {-1, -1},
-                               .work = 4,
+                               .work = 56,
                                .share = 0.5,
                                .kind = kind,
                                .advance = diag_advance};

@@ -71,6 +71,8 @@ static void calibrated(wf_comm *c, void *arg) {
     WF_RANK_ASSERT(least[i] == most[i], "constant %d: %g to %g", i, least[i], most[i]);
   WF_RANK_ASSERT(frexp(mine.latency, &e) == 0.5 || wf_comm_size(c) == 1, "latency %g", mine.latency);
   WF_RANK_ASSERT(frexp(mine.bandwidth, &e) == 0.5 || wf_comm_size(c) == 1, "bandwidth %g", mine.bandwidth);
+  WF_RANK_ASSERT(frexp(mine.flops, &e) == 0.5 || wf_comm_size(c) == 1, "%g operations/s", mine.flops);
+  WF_RANK_ASSERT(mine.flops > 1e7 && mine.flops < 1e15, "%g operations/s", mine.flops);
   WF_RANK_ASSERT(mine.latency > 0 && mine.latency < 1 && mine.bandwidth > 1e6 && mine.bandwidth < 1e12,
                  "%g s, %g bytes/s", mine.latency, mine.bandwidth);
   WF_RANK_ASSERT(mine.threads == 3, "%d threads", mine.threads);

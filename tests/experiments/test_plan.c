@@ -238,7 +238,7 @@ END_TEST
 
 START_TEST(links) {
   wf_cost l, back;
-  char text[80];
+  char text[120];
   double x;
   ck_assert(wf_link_read("--link", "100Gb/s,10us", &l) == WF_OK && fabs(l.bandwidth - 12.5e9) < 1 &&
             fabs(l.latency - 1e-5) < 1e-12);
@@ -247,18 +247,22 @@ START_TEST(links) {
   ck_assert(wf_link_read("--link", "800Mbit/s,1ms", &l) == WF_OK && fabs(l.bandwidth - 1e8) < 1 &&
             fabs(l.latency - 1e-3) < 1e-12);
   ck_assert(wf_link_read("--link", "2.5e9B/s,0s", &l) == WF_OK && l.bandwidth == 2.5e9 && l.latency == 0);
-  static const char *const bad[] = {"",           "100",        "100Gb/s",   "100Gb/s,",   "100Gb/s,10",
-                                    "100Gb,10us", "-1GB/s,1us", "0B/s,1us",  "1GB/s,1us,", "1XB/s,1us",
-                                    "nanB/s,1us", "1GB/s;1us",  "1GB/s,-1us"};
+  l.flops = 3;
+  ck_assert(wf_link_read("--link", "1GB/s,50us", &l) == WF_OK && l.flops == 3);
+  ck_assert(wf_link_read("--link", "1GB/s,50us,80Gflop/s", &l) == WF_OK && fabs(l.flops - 8e10) < 1);
+  static const char *const bad[] = {"",           "100",           "100Gb/s",          "100Gb/s,",
+                                    "100Gb/s,10", "100Gb,10us",    "-1GB/s,1us",       "0B/s,1us",
+                                    "1GB/s,1us,", "1XB/s,1us",     "nanB/s,1us",       "1GB/s;1us",
+                                    "1GB/s,-1us", "1GB/s,1us,80G", "1GB/s,1us,flop/s", "1GB/s,1us,8Gflop/s,"};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     ck_assert_msg(wf_link_read("--link", bad[i], &l) == WF_EINVAL, "%s", bad[i]);
     ck_assert_ptr_nonnull(strstr(wf_error_hint(), "100Gb/s,10us"));
   }
   for (int i = 11; i < 40; i++) {
-    l = (wf_cost){.bandwidth = exp2(i), .latency = exp2(10 - i)};
+    l = (wf_cost){.bandwidth = exp2(i), .latency = exp2(10 - i), .flops = exp2(2 * i)};
     wf_link_print(&l, text);
     ck_assert_int_eq(wf_link_read("--link", text, &back), WF_OK);
-    ck_assert_msg(back.bandwidth == l.bandwidth, "%s", text);
+    ck_assert_msg(back.bandwidth == l.bandwidth && back.flops == l.flops, "%s", text);
     ck_assert_double_eq_tol(back.latency, l.latency, 1e-15 * l.latency);
   }
   ck_assert(wf_rate_read("--flops", "2T", &x) == WF_OK && x == 2e12);
