@@ -21,7 +21,7 @@ static const char config[] = "data: {store: text.h5, seq_len: 32}\n"
                              "  optimizer: {type: adamw, lr: 1.0e-3}\n"
                              "  schedule: {type: constant}\n"
                              "run: {threads: 1, name: f}\n"
-                             "parallel: {sequence: 2, timeout: 2, step_timeout: 0}\n"
+                             "parallel: {sequence: 2, timeout: 2, step_timeout: 0, link: '8GB/s,2us'}\n"
                              "eval: {every: 0}\n"
                              "checkpoint: {every: 10}\n"
                              "log: {every: 1}\n";
