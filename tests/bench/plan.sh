@@ -12,7 +12,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=open.sh
 . "$(dirname "$0")/open.sh"
 T=${T:-4096} RANKS=${RANKS:-4} STEPS=${STEPS:-4} LINK=${LINK:-} CUTS=${CUTS:-sequence data}
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS nproc)
 mixers=("$@")
 [ $# -gt 0 ] || mixers=(attention gla gated_deltanet mamba)
 set=()
