@@ -60,7 +60,9 @@ wf_status wf_link_read(const char *what, const char *text, wf_cost *out) {
   ok = ok && !*at;
   if (!ok)
     return wf_hint(WF_FAIL(WF_EINVAL, "%s: \"%.60s\" is no link", what, text),
-                   "its bandwidth, in bits (b) or bytes (B), and its latency: 100Gb/s,10us or 1GB/s,50us");
+                   "its bandwidth, in bits (b) or bytes (B), and its latency: 100Gb/s,10us or 1GB/s,50us; a "
+                   "rank's scans "
+                   "may follow: 1GB/s,50us,80Gflop/s");
   out->bandwidth = bits ? bandwidth / 8 : bandwidth;
   out->latency = latency;
   if (flops > 0) out->flops = flops;

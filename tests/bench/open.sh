@@ -21,7 +21,7 @@ else
   trap 'rm -rf "$out"' EXIT
 fi
 
-# text: TEXT, or the texts of the package fortunes.
+# text: the path of TEXT, or of the texts of the package fortunes.
 find_text() {
   text=${TEXT:-}
   if [ -z "$text" ]; then
@@ -29,6 +29,7 @@ find_text() {
     find /usr/share/games/fortunes -type f ! -name '*.*' -exec cat {} + > "$text" 2> /dev/null || true
   fi
   [ -s "$text" ] || die "set TEXT to a text, or install the package fortunes"
+  text=$(realpath "$text")
 }
 
 # text_of BYTES: prints so many, of the text as often as it takes.

@@ -18,7 +18,6 @@ mixers=("$@")
 set=()
 for key in ${SET:-}; do set+=(--set "$key"); done
 find_text
-text=$(realpath "$text")
 cd "$out"
 "$weft" data build "$text" --validation 0.02 -o text.h5 >/dev/null
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive

@@ -43,6 +43,8 @@ run() {
 }
 
 middle() { sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+# best NAME: the highest of all rounds.
+best() { sort -g "$1.best" | tail -1; }
 # ratio A B: the middle one of the rounds' A over B.
 ratio() { paste "$1" "$2" | awk '{ print $1 / $2 }' | middle; }
 
@@ -63,7 +65,6 @@ for mixer in "${mixers[@]}"; do
     run ranks 1 whole.yaml mpirun -n 2 --bind-to core
   done
   paste left.rate right.rate | awk '{ print $1 + $2 }' >apart.rate
-  best() { sort -g "$1.best" | tail -1; }
   awk -v m="$mixer" -v a="$(middle <one.rate)" -v b="$(middle <two.rate)" -v c="$(middle <ranks.rate)" \
     -v d="$(middle <apart.rate)" -v cb="$(ratio ranks.rate two.rate)" -v ca="$(ratio ranks.rate one.rate)" \
     -v f="$(best ranks)" -v s="$(best one)" -v da="$(ratio apart.rate one.rate)" \

@@ -105,6 +105,7 @@ static void make_tokens(wf_tokens *t, bool packed) {
   t->labels = labels;
 }
 
+/* All parameters times 1 + by; a `by` of a few bits is the same in float. */
 static void nudge(wf_params *ps, double by) {
   for (int i = 0; i < ps->n; i++) {
     wf_tensor *value = ps->param[i]->value;
